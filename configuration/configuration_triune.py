@@ -1,0 +1,545 @@
+"""What a Triune model is: one configuration, one field per axis.
+
+BERT, GPT and ViT are points in one space. Each axis of that space is a field of `TriuneConfig` that names a choice;
+options that exist for one choice only live in that choice's own entry:
+
+    TriuneConfig()                                                        # an encoder, as BERT is
+    TriuneConfig(attention="causal")                                      # a language model, as GPT is
+    TriuneConfig(embedding={"type": "patches", "image_size": 224})        # an image model, as ViT is
+    TriuneConfig(position={"type": "rotary", "theta": 500000.0}, norm="rmsnorm", feed_forward="gated")
+
+`AXES` below is the whole space. Sizes carry Hugging Face's names. Everything is validated here, once: a value when it
+is set, pairs of values when the configuration is complete, the pair of a configuration and a head when a model is
+built. No torch in this file: it is also what a process reads that only wants to know what a model is.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+try:  # absent where this file travelled to without the package: there transformers copies the code that it loaded
+    from triune.configuration.export import export_code
+except ImportError:
+    export_code = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options: a default, and what is allowed
+
+
+class Option(NamedTuple):
+    default: Any
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def flag(default: bool) -> Option:
+    return Option(default, "True or False", lambda value: isinstance(value, bool))
+
+
+def integer(default: int, low: int) -> Option:
+    return Option(default, f"an integer of at least {low}", lambda value: is_integer(value) and value >= low)
+
+
+def positive(default: float) -> Option:
+    return Option(default, "a number above 0", lambda value: is_number(value) and value > 0)
+
+
+def probability(default: float) -> Option:
+    return Option(
+        default, "a number from 0 up to, not including, 1", lambda value: is_number(value) and 0 <= value < 1
+    )
+
+
+def one_of(*values) -> Option:
+    """The first value is the default."""
+    return Option(values[0], " or ".join(map(repr, values)), lambda value: value in values)
+
+
+def optional(option: Option) -> Option:
+    return Option(None, f"None or {option.allowed}", lambda value: value is None or option.accepts(value))
+
+
+def is_extent(value) -> bool:
+    sides = value if isinstance(value, (list, tuple)) else [value, value]
+    return len(sides) == 2 and all(is_integer(side) and side > 0 for side in sides)
+
+
+# Names of transformers' activation table (ACT2FN) that carry no parameters of their own. Listed, because that table
+# imports torch; a test holds the two together.
+ACTIVATIONS = (
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "laplace"),
+    *("leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh"),
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The space: axis -> choice -> option. The first choice of an axis is its default.
+
+ATTENTION = {
+    "qkv_bias": flag(True),
+    "out_bias": flag(True),
+    "qk_norm": flag(False),  # normalise every query and key head before the rotation
+    "scale": optional(positive(1.0)),  # of the scores; None: head_dim ** -0.5
+}
+FEED_FORWARD = {"bias": flag(True), "dropout": probability(0.0)}  # dropout between the two projections
+STOCHASTIC_DEPTH = {"stochastic_depth": probability(0.0)}  # of the last layer; grows linearly from 0 at the first
+
+AXES: dict[str, dict[str, dict[str, Option]]] = {
+    "embedding": {
+        "tokens": {
+            "type_vocab_size": integer(0, 0),  # segments; 0: none, token_type_ids are accepted and ignored
+            # "after": a norm after the sum of the embeddings. "first": that norm is the first layer's own
+            # attention norm, moved in front of the residual stream (ModernBERT).
+            "norm": one_of("none", "after", "first"),
+            "scale": flag(False),  # multiply the embeddings by sqrt(hidden_size)
+        },
+        "patches": {
+            "image_size": Option(224, "a positive integer or a pair [height, width]", is_extent),
+            "patch_size": integer(16, 1),
+            "num_channels": integer(3, 1),
+            "cls_token": flag(True),
+            "num_register_tokens": integer(0, 0),  # after the CLS token, without positions
+            "norm": one_of("none", "after", "first"),
+            "patch_norms": flag(False),  # a norm on the pixels of a patch and one on its projection
+            "bias": flag(True),
+        },
+    },
+    "position": {
+        "learned": {},
+        "none": {},
+        "sinusoidal": {
+            "dimensions": one_of(1, 2),  # 2: rows and columns of an image, half of the width each
+            "layout": one_of("interleaved", "concatenated"),  # sin and cos alternate, or all sin before all cos
+            "base": positive(10000.0),
+        },
+        "rotary": {
+            "theta": positive(10000.0),
+            "local_theta": optional(positive(10000.0)),  # of sliding-attention layers; None: theta
+        },
+        "relative": {"num_buckets": integer(32, 4), "max_distance": integer(128, 2)},
+    },
+    "norm": {
+        "layernorm": {"eps": positive(1e-5), "bias": flag(True)},
+        "rmsnorm": {"eps": positive(1e-6)},
+    },
+    "attention": {"bidirectional": ATTENTION, "causal": ATTENTION},
+    "feed_forward": {"plain": FEED_FORWARD, "gated": FEED_FORWARD},
+    "residual": {"plain": STOCHASTIC_DEPTH, "layer_scale": {"init": positive(1e-5), **STOCHASTIC_DEPTH}},
+    "pooling": {
+        "cls": {"dense": flag(False)},  # dense: BERT's pooler, a projection and tanh
+        "mean": {"dense": flag(False)},  # over the tokens that are not padding, or over the patches
+        "last": {"dense": flag(False)},  # the last token that is not padding
+        "registers": {"dense": flag(False)},  # the mean of the register tokens
+    },
+    "lm_head": {
+        "plain": {"bias": flag(False)},
+        "transform": {"bias": flag(True), "dense_bias": flag(True)},  # BERT's: projection, activation, norm, decoder
+    },
+    "classifier": {
+        "linear": {"bias": flag(True)},
+        "mlp": {"bias": flag(True), "hidden_size": optional(integer(1, 1))},  # hidden_size None: the model's own
+    },
+}
+
+# Plain fields: what is allowed beyond the declared type.
+FIELDS: dict[str, Option] = {
+    **dict.fromkeys(
+        ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+        + ("intermediate_size", "vocab_size", "max_position_embeddings", "sliding_window"),
+        optional(integer(1, 1)),
+    ),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), probability(0.0)),
+    "classifier_dropout": optional(probability(0.0)),
+    "initializer_range": positive(0.02),
+    "norm_placement": one_of("pre", "post"),
+    "hidden_act": Option("gelu", "one of " + ", ".join(ACTIVATIONS), ACTIVATIONS.__contains__),
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The heads: the auto class that finds each one, and the choices it needs
+
+
+class Head(NamedTuple):
+    auto_class: str
+    needs: dict[str, str]
+
+
+HEADS: dict[str, Head] = {
+    "TriuneModel": Head("AutoModel", {}),
+    "TriuneForMaskedLM": Head("AutoModelForMaskedLM", {"embedding": "tokens", "attention": "bidirectional"}),
+    "TriuneForCausalLM": Head("AutoModelForCausalLM", {"embedding": "tokens", "attention": "causal"}),
+    "TriuneForImageClassification": Head("AutoModelForImageClassification", {"embedding": "patches"}),
+    "TriuneForSequenceClassification": Head("AutoModelForSequenceClassification", {"embedding": "tokens"}),
+    "TriuneForTokenClassification": Head("AutoModelForTokenClassification", {"embedding": "tokens"}),
+}
+
+# What a saved folder tells the auto classes: every head, whichever of them was saved.
+AUTO_MAP = {
+    "AutoConfig": "configuration_triune.TriuneConfig",
+    **{head.auto_class: f"modeling_triune.{name}" for name, head in HEADS.items()},
+}
+
+# Keys that transformers itself passes or writes. Any other unknown key is an error when a user gives it, and is kept
+# when it comes out of a file: a later version, PEFT or a quantiser may have written it.
+FOREIGN_KEYS = frozenset(
+    ("name_or_path", "model_type", "auto_map", "quantization_config", "torch_dtype", "num_labels")
+    + ("attn_implementation", "experts_implementation", "output_attentions", "tie_last_hidden_states")
+)
+KERNEL_KEYS = tuple(prefix + key for prefix in ("", "_") for key in ("attn_implementation", "experts_implementation"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks of one value
+
+
+def nearest(name: object, names) -> str:
+    """`; did you mean 'x'?`, or nothing where no name is near."""
+    matches = difflib.get_close_matches(str(name), list(map(str, names)), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def checked(name: str, option: Option, value: Any) -> Any:
+    if not option.accepts(value):
+        guess = nearest(value, ACTIVATIONS) if name == "hidden_act" else ""
+        raise ValueError(f"{name}={value!r} is not allowed: it must be {option.allowed}{guess}")
+    return value
+
+
+def complete_entry(axis: str, value: str | dict) -> dict[str, Any]:
+    """The full entry of an axis, defaults filled in: "rotary" or {"type": "rotary", "theta": 5e5} -> every option."""
+    entry = {"type": value} if isinstance(value, str) else dict(value)
+    choices = AXES[axis]
+    choice = entry.pop("type", None)
+    if choice not in choices:
+        raise ValueError(
+            f"{axis} needs a type that is one of {', '.join(map(repr, choices))}, got {choice!r}"
+            f"{nearest(choice, choices)}"
+        )
+    options = choices[choice]
+    unknown = sorted(entry.keys() - options.keys())
+    if unknown:
+        known = ", ".join(map(repr, options)) or "none"
+        raise ValueError(
+            f"{axis} {choice!r} has no option {unknown[0]!r}; its options: {known}{nearest(unknown[0], options)}"
+        )
+    given = {key: checked(f"{axis}[{key!r}]", options[key], option) for key, option in entry.items()}
+    return {"type": choice, **{key: given.get(key, option.default) for key, option in options.items()}}
+
+
+def refuse_remote_kernels(config_dict: dict[str, Any]) -> None:
+    """A file must not choose code to run: an attention implementation "user/repo" is fetched from the Hub and run."""
+    for key, value in config_dict.items():
+        names = value.values() if isinstance(value, dict) else [value]
+        remote = [name for name in names if key in KERNEL_KEYS and isinstance(name, str) and "/" in name]
+        if remote:
+            raise ValueError(
+                f"config.json sets {key}={remote[0]!r}, which would download and run code from the Hub. "
+                f"If you trust it, remove it there and pass {key.lstrip('_')}={remote[0]!r} yourself"
+            )
+        if isinstance(value, dict):
+            refuse_remote_kernels(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The configuration
+
+
+@strict
+class TriuneConfig(PreTrainedConfig):
+    r"""
+    One stack of the Triune family. Axis fields (`AXES`) take the name of a choice, or a dict with its options.
+
+    Args:
+        embedding: What enters: `"tokens"` or `"patches"`.
+        position: `"learned"`, `"none"`, `"sinusoidal"`, `"rotary"` or `"relative"`.
+        norm: `"layernorm"` or `"rmsnorm"`.
+        norm_placement: `"pre"`: x + f(norm(x)), or `"post"`: norm(x + f(x)).
+        final_norm: A norm after the last layer. Default: with `"pre"`, not with `"post"`.
+        attention: `"bidirectional"` or `"causal"`.
+        feed_forward: `"plain"` or `"gated"`.
+        residual: `"plain"` or `"layer_scale"`; both take `stochastic_depth`.
+        pooling: The vector that stands for the whole input. Default: `"last"` for causal attention, `"mean"` for
+            patches without a CLS token, else `"cls"`.
+        lm_head: `"plain"` or `"transform"`.
+        classifier: `"linear"` or `"mlp"`.
+        layer_types: `"full_attention"` or `"sliding_attention"` for each layer. Default: sliding where
+            `sliding_window` is given, else full.
+        sliding_window: Tokens that a sliding layer sees: with causal attention the last so many, the token itself
+            included; else so many on each side.
+        max_position_embeddings: The longest input of learned positions, in tokens; with other positions the length
+            the model is meant for. Not for patches: there it follows from the image size (`num_positions`).
+
+    Example:
+
+    ```python
+    >>> from triune.configuration import TriuneConfig, preset
+    >>> config = TriuneConfig(attention="causal", position="rotary", hidden_size=256, num_attention_heads=4)
+    >>> config = preset("gpt2", num_hidden_layers=6)
+    ```
+    """
+
+    model_type = "triune"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - a field of transformers' config class
+
+    embedding: str | dict = "tokens"
+    position: str | dict = "learned"
+    norm: str | dict = "layernorm"
+    norm_placement: str = "pre"
+    final_norm: bool | None = None
+    attention: str | dict = "bidirectional"
+    feed_forward: str | dict = "plain"
+    residual: str | dict = "plain"
+    pooling: str | dict | None = None
+    lm_head: str | dict = "plain"
+    classifier: str | dict = "linear"
+
+    vocab_size: int | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    max_position_embeddings: int | None = None
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
+
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    classifier_dropout: float | int | None = None
+    initializer_range: float | int = 0.02
+
+    tie_word_embeddings: bool = True
+    use_cache: bool | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in AXES and value is not None:
+            value = complete_entry(name, value)
+        elif name in FIELDS:
+            checked(name, FIELDS[name], value)
+        super().__setattr__(name, value)
+
+    def __post_init__(self, **kwargs):
+        if kwargs.pop("_from_user", True):
+            self._refuse_unknown_keys(kwargs)
+        kwargs.pop("model_type", None)  # the class's own
+        kwargs.pop("tie_last_hidden_states", None)  # follows from the embedding
+        for field, value in self._derived_defaults().items():
+            if getattr(self, field) is None:
+                setattr(self, field, value)
+        super().__post_init__(**kwargs)
+
+    def _derived_defaults(self) -> dict[str, Any]:
+        """Fields that follow from others unless given. Derived here and not in the class body, where they would keep
+        the value they had for the default sizes."""
+        text = self.embedding["type"] == "tokens"
+        return {
+            "vocab_size": 30522 if text else None,
+            "max_position_embeddings": 512 if text else None,
+            "head_dim": self._head_dim(),
+            "num_key_value_heads": self.num_attention_heads,
+            "intermediate_size": 4 * self.hidden_size,
+            "final_norm": self.norm_placement == "pre",
+            "layer_types": self.num_hidden_layers
+            * ["full_attention" if self.sliding_window is None else "sliding_attention"],
+            "pooling": self._default_pooling(),
+            "use_cache": self.attention["type"] == "causal",
+        }
+
+    def _head_dim(self) -> int:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}: "
+                "change one of them, or give head_dim"
+            )
+        return self.hidden_size // self.num_attention_heads
+
+    def _default_pooling(self) -> str:
+        if self.attention["type"] == "causal":
+            return "last"
+        return "cls" if self.embedding.get("cls_token", True) else "mean"
+
+    # -- what follows from the axes ----------------------------------------------------------------------------------
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        size = self.embedding["image_size"]
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        patch = self.embedding["patch_size"]
+        if height % patch or width % patch:
+            raise ValueError(f"image_size={size!r} is not divisible by patch_size={patch}")
+        return height // patch, width // patch
+
+    @property
+    def num_positions(self) -> int:
+        """Length of a table of positions: the longest text, or the CLS token and the patches of an image."""
+        if self.embedding["type"] == "tokens":
+            return self.max_position_embeddings
+        rows, columns = self.grid
+        return self.embedding["cls_token"] + rows * columns
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens in front of the patches: CLS and registers."""
+        return self.embedding.get("cls_token", 0) + self.embedding.get("num_register_tokens", 0)
+
+    @property
+    def tie_last_hidden_states(self) -> bool:
+        """As the originals: the last of `hidden_states` is after the final norm for text, before it for images."""
+        return self.embedding["type"] == "tokens"
+
+    # -- plans for parallel execution: properties, because a plan may only name modules that exist -------------------
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str] | None:
+        if self.position["type"] == "relative":
+            return None  # its bias has a column per head, which no style of transformers shards
+        plan = {f"layers.*.self_attn.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
+        plan["layers.*.self_attn.o_proj"] = "rowwise"
+        if self.attention["qk_norm"]:
+            plan |= {f"layers.*.self_attn.{name}": "replicated_with_grad_allreduce" for name in ("q_norm", "k_norm")}
+        if self.feed_forward["type"] == "gated":
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        return plan | {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
+
+    @property
+    def base_model_pp_plan(self) -> dict[str, tuple[list[str], list[str]]]:
+        plan = {
+            "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+            "embeddings": (["inputs_embeds"], ["hidden_states"]),
+            "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        }
+        return plan | ({"norm": (["hidden_states"], ["hidden_states"])} if self.final_norm else {})
+
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:
+        plan = {"embed_tokens": "free_full_weight", "layers.*": "free_full_weight"}
+        return plan | ({"norm": "keep_full_weight"} if self.final_norm else {})
+
+    # -- pairs of values ---------------------------------------------------------------------------------------------
+
+    def validate_architecture(self) -> None:
+        for axis in AXES:
+            complete_entry(axis, getattr(self, axis))  # again: an entry may have been changed in place
+        self._validate_heads()
+        self._validate_positions()
+        self._validate_layers()
+        self._validate_pooling()
+
+    def _validate_heads(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not divisible by "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.position["type"] == "rotary" and self.head_dim % 2:
+            raise ValueError(f"position 'rotary' turns pairs of channels: head_dim={self.head_dim} must be even")
+
+    def _validate_positions(self) -> None:
+        if self.embedding["type"] == "patches" and self.max_position_embeddings not in (None, self.num_positions):
+            raise ValueError(
+                f"max_position_embeddings={self.max_position_embeddings} contradicts the {self.num_positions} "
+                "positions of this image: leave it out for embedding 'patches'"
+            )
+        if self.position["type"] != "sinusoidal":
+            return
+        dimensions = self.position["dimensions"]
+        if self.hidden_size % (2 * dimensions):
+            raise ValueError(
+                f"position 'sinusoidal' with dimensions={dimensions} needs a hidden_size divisible by "
+                f"{2 * dimensions}, got {self.hidden_size}"
+            )
+        if dimensions == 2 and self.embedding["type"] != "patches":
+            raise ValueError("position 'sinusoidal' with dimensions=2 needs embedding 'patches', got 'tokens'")
+
+    def _validate_layers(self) -> None:
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ValueError("layer_types holds 'sliding_attention', which needs a sliding_window; it is None")
+        allowed = {"full_attention", "sliding_attention"}
+        if not allowed.issuperset(self.layer_types):
+            raise ValueError(f"layer_types may hold {sorted(allowed)}, got {sorted(set(self.layer_types) - allowed)}")
+        if self.embedding["norm"] == "first" and self.norm_placement != "pre":
+            raise ValueError("embedding norm 'first' stands for the first layer's own: it needs norm_placement 'pre'")
+
+    def _validate_pooling(self) -> None:
+        kind, patches = self.pooling["type"], self.embedding["type"] == "patches"
+        needs = {
+            "cls": (not patches or self.embedding["cls_token"], "a CLS token: set embedding cls_token=True"),
+            "registers": (
+                patches and self.embedding["num_register_tokens"] > 0,
+                "embedding 'patches' with num_register_tokens above 0",
+            ),
+        }
+        met, what = needs.get(kind, (True, ""))
+        if not met:
+            raise ValueError(f"pooling {kind!r} needs {what}")
+        if kind in needs and self.attention["type"] == "causal":
+            raise ValueError(
+                f"pooling {kind!r} reads the first tokens, which see nothing after them in causal attention: "
+                "use 'last' or 'mean'"
+            )
+
+    def check_head(self, head: str) -> None:
+        """Refuse a head that cannot stand on this configuration. A class that is no head is none of our business."""
+        for axis, choice in HEADS.get(head, Head("", {})).needs.items():
+            found = getattr(self, axis)["type"]
+            if found != choice:
+                fitting = [name for name, other in HEADS.items() if self._fits(other)]
+                raise ValueError(
+                    f"{head} needs {axis} {choice!r}, but this configuration has {axis} {found!r}. "
+                    f"Heads that fit it: {', '.join(fitting)}"
+                )
+
+    def _fits(self, head: Head) -> bool:
+        return all(getattr(self, axis)["type"] == choice for axis, choice in head.needs.items())
+
+    # -- reading and writing -----------------------------------------------------------------------------------------
+
+    def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
+        unknown = [key for key in kwargs if key not in FOREIGN_KEYS and not key.startswith("_")]
+        if unknown:
+            known = [field for field in type(self).__dataclass_fields__ if not field.startswith("_")]
+            raise ValueError(
+                f"{type(self).__name__} has no field {unknown[0]!r}{nearest(unknown[0], known)} "
+                f"(fields: {', '.join(sorted(known))})"
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        refuse_remote_kernels(config_dict)
+        return super().from_dict({**config_dict, "_from_user": False}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save the configuration and, beside it, the code that computes it: every way of saving a model passes here.
+
+        A configuration that was itself loaded as remote code is left to transformers, which copies the flat files it
+        came from.
+        """
+        if self._auto_class is None and export_code is not None:
+            self.auto_map = dict(AUTO_MAP)
+            export_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+__all__ = ["TriuneConfig"]

@@ -1,0 +1,31 @@
+"""How a Triune model computes. Importing this package makes the family known to transformers' auto classes, so that
+`AutoModel.from_pretrained` needs no `trust_remote_code` where Triune is installed."""
+
+import transformers
+
+from triune.configuration.configuration_triune import HEADS, TriuneConfig
+from triune.modeling import modeling_triune
+from triune.modeling.modeling_triune import (
+    TriuneForCausalLM,
+    TriuneForImageClassification,
+    TriuneForMaskedLM,
+    TriuneForSequenceClassification,
+    TriuneForTokenClassification,
+    TriuneModel,
+)
+
+
+transformers.AutoConfig.register("triune", TriuneConfig, exist_ok=True)
+for name, head in HEADS.items():
+    auto_class = getattr(transformers, head.auto_class)
+    auto_class.register(TriuneConfig, getattr(modeling_triune, name), exist_ok=True)
+
+
+__all__ = [
+    "TriuneForCausalLM",
+    "TriuneForImageClassification",
+    "TriuneForMaskedLM",
+    "TriuneForSequenceClassification",
+    "TriuneForTokenClassification",
+    "TriuneModel",
+]

@@ -1,0 +1,105 @@
+"""The head axis: pooling, the transform in front of a decoder, and classifiers."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pooling: hidden states (batch, length, hidden) and the mask of real tokens (batch, length) -> (batch, hidden)
+
+
+def first_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+    return x[:, 0]
+
+
+def mean_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+    """The mean of real tokens, CLS and registers left out."""
+    weights = mask[:, num_prefix:, None].to(x.dtype)
+    return (x[:, num_prefix:] * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def last_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+    """The last real token, wherever the padding is."""
+    places = torch.arange(x.shape[1], device=x.device)
+    last = (places * mask).argmax(-1)
+    return x[torch.arange(len(x), device=x.device), last]
+
+
+def register_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+    return x[:, num_cls:num_prefix].mean(1)
+
+
+POOLINGS = {"cls": first_token, "mean": mean_token, "last": last_token, "registers": register_token}
+
+
+class Pooler(nn.Module):
+    """One vector for the whole input; `dense` is BERT's projection and tanh after it."""
+
+    def __init__(self, hidden_size: int, kind: str, dense: bool, num_prefix: int, num_cls: int):
+        super().__init__()
+        self.pool = POOLINGS[kind]
+        self.num_prefix, self.num_cls = num_prefix, num_cls
+        self.dense = nn.Linear(hidden_size, hidden_size) if dense else nn.Identity()
+        self.activation = nn.Tanh() if dense else nn.Identity()
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        padded = torch.is_tensor(attention_mask) and attention_mask.dim() == 2
+        mask = attention_mask[:, -x.shape[1] :] if padded else torch.ones(x.shape[:2], device=x.device)
+        pooled = self.pool(x, mask.to(x.device, torch.long), self.num_prefix, self.num_cls)
+        return self.activation(self.dense(pooled))
+
+    def extra_repr(self) -> str:
+        return self.pool.__name__
+
+
+class NoPooler(nn.Module):
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In front of the decoder
+
+
+class PredictionTransform(nn.Module):
+    """BERT's masked-LM transform: projection, activation, norm."""
+
+    def __init__(self, hidden_size: int, activation: str, bias: bool, norm: nn.Module):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.act_fn = ACT2FN[activation]
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.act_fn(self.dense(x)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classifiers
+
+
+class LinearClassifier(nn.Linear):
+    def __init__(self, size: int, num_labels: int, activation: str, dropout: float, bias: bool):
+        super().__init__(size, num_labels, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(x))
+
+
+class MLPClassifier(nn.Module):
+    def __init__(
+        self, size: int, num_labels: int, activation: str, dropout: float, bias: bool, hidden_size: int | None
+    ):
+        super().__init__()
+        self.dense = nn.Linear(size, hidden_size or size, bias=bias)
+        self.act_fn = ACT2FN[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size or size, num_labels, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.dropout(self.act_fn(self.dense(x))))
+
+
+CLASSIFIERS: dict[str, type[nn.Module]] = {"linear": LinearClassifier, "mlp": MLPClassifier}

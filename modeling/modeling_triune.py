@@ -1,0 +1,327 @@
+"""The models of the family: the backbone with a head for each task. This is the file that `auto_map` names.
+
+Arguments, outputs and losses are Hugging Face's. Logits never pass through a softmax. `labels` of -100 are ignored.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithPast,
+    ImageClassifierOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from triune.configuration.configuration_triune import TriuneConfig
+
+from .heads import CLASSIFIERS, NoPooler, Pooler, PredictionTransform
+from .losses import classification_loss, next_token_loss, token_loss
+from .norms import NORMS
+from .parts import build
+from .transformer import Transformer, TriunePreTrainedModel
+
+
+try:  # LoRA without naming its targets: PEFT keeps a table of them by model type
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+except ImportError:
+    pass
+else:
+    LORA_TARGETS.setdefault("triune", ["q_proj", "v_proj"])
+
+
+class TriuneModel(Transformer):
+    """The backbone alone: hidden states of every token or patch, and one pooled vector."""
+
+    def __init__(self, config: TriuneConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.pooler = build_pooler(config) if add_pooling_layer else NoPooler()
+        self.is_causal = config.attention["type"] == "causal"
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        if use_cache and self.is_causal and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        hidden_states = self.embed(
+            input_ids,
+            pixel_values,
+            inputs_embeds,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            past_key_values=past_key_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+        )
+        hidden_states = self.encode(hidden_states, attention_mask, position_ids, past_key_values, **kwargs)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden_states,
+            pooler_output=self.pooler(hidden_states, attention_mask),
+            past_key_values=past_key_values,
+        )
+
+
+def build_pooler(config: TriuneConfig) -> Pooler:
+    options = config.pooling
+    has_cls = int(config.embedding.get("cls_token", False))
+    return Pooler(config.hidden_size, options["type"], options["dense"], config.num_prefix_tokens, num_cls=has_cls)
+
+
+def build_classifier(config: TriuneConfig) -> nn.Module:
+    dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    sizes = (config.hidden_size, config.num_labels)
+    return build(CLASSIFIERS, config.classifier, *sizes, activation=config.hidden_act, dropout=dropout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Language models
+
+
+class TriuneLanguageModel(TriunePreTrainedModel):
+    """What the two language models share: the decoder, tied to the embeddings, and the transform in front of it."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' class fields
+    _tp_plan = {"lm_head": "colwise_rep"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        head, size = config.lm_head, config.hidden_size
+        self.model = TriuneModel(config, add_pooling_layer=False)
+        self.transform = nn.Identity()
+        if head["type"] == "transform":
+            norm = build(NORMS, config.norm, size)
+            self.transform = PredictionTransform(size, config.hidden_act, bias=head["dense_bias"], norm=norm)
+        self.lm_head = nn.Linear(size, config.vocab_size, bias=head["bias"])
+
+
+class TriuneForMaskedLM(TriuneLanguageModel):
+    """BERT's task: what stands under the mask."""
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        self.loss_function = token_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
+    """GPT's task: what comes next."""
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        self.loss_function = next_token_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(self.transform(hidden_states))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classifiers
+
+
+class TriuneForImageClassification(TriunePreTrainedModel):
+    """ViT's task: what the picture shows."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        self.model = TriuneModel(config)
+        self.classifier = build_classifier(config)
+        self.loss_function = classification_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        outputs = self.model(pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, problem_type=self.config.problem_type, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TriuneForSequenceClassification(TriunePreTrainedModel):
+    """One label, or one number, for a whole text."""
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        self.model = TriuneModel(config)
+        self.classifier = build_classifier(config)
+        self.loss_function = classification_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, problem_type=self.config.problem_type, **kwargs)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class TriuneForTokenClassification(TriunePreTrainedModel):
+    """A label for every token of a text."""
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        self.model = TriuneModel(config, add_pooling_layer=False)
+        self.classifier = build_classifier(config)
+        self.loss_function = token_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "TriuneForCausalLM",
+    "TriuneForImageClassification",
+    "TriuneForMaskedLM",
+    "TriuneForSequenceClassification",
+    "TriuneForTokenClassification",
+    "TriuneModel",
+]

@@ -1,0 +1,9 @@
+"""How a part is chosen: by the type of its entry in the configuration, once, when the model is built."""
+
+from torch import nn
+
+
+def build(table: dict[str, type[nn.Module]], entry: dict, *sizes, **shared) -> nn.Module:
+    """The class that `entry["type"]` names in `table`, made from `sizes` and the entry's own options."""
+    options = {key: value for key, value in entry.items() if key != "type"}
+    return table[entry["type"]](*sizes, **shared, **options)

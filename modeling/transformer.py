@@ -1,0 +1,342 @@
+"""The one backbone: BERT, GPT and ViT are this file, read with another configuration.
+
+Parts come first, small to large: the attention kernel, attention, a layer, and the stack that assembles them from the
+configuration. What varies is chosen once, when the stack is built, from the tables of the sibling files; a part that
+is absent is an object that does nothing. `forward` has no modes: the cache object tells prefill from decoding, the
+attention implementation is transformers' choice, and one field of the configuration gives both the mask and
+`is_causal`.
+
+Shapes: x, hidden_states (batch, length, hidden); q, k, v (batch, heads, length, head).
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from triune.configuration.configuration_triune import TriuneConfig
+
+from .embeddings import PatchEmbedding, PatchInput, TokenEmbedding, TokenInput
+from .feed_forward import FEED_FORWARDS
+from .norms import NORMS
+from .parts import build
+from .positions import POSITIONS, Frame
+from .residuals import RESIDUALS, ScaledResidual
+
+
+MASKS = {
+    "bidirectional": {
+        "full_attention": create_bidirectional_mask,
+        "sliding_attention": create_bidirectional_sliding_window_mask,
+    },
+    "causal": {
+        "full_attention": create_causal_mask,
+        "sliding_attention": create_sliding_window_causal_mask,
+    },
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def eager_attention(
+    module: nn.Module,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition, step by step, and the one implementation that returns the attention weights."""
+    k, v = (states.repeat_interleave(module.num_key_value_groups, dim=1) for states in (k, v))
+    scores = torch.matmul(q, k.transpose(2, 3)) * scaling  # (batch, heads, queries, keys)
+    for addend in (position_bias, attention_mask):
+        scores = scores if addend is None else scores + addend
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, v).transpose(1, 2).contiguous(), weights
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values; kernel, mask, positions and cache all come from outside."""
+
+    def __init__(self, config: TriuneConfig, layer_idx: int, rotate):
+        super().__init__()
+        options, heads, kv_heads = config.attention, config.num_attention_heads, config.num_key_value_heads
+        self.config = config  # the kernel reads the attention implementation here
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = heads // kv_heads
+        self.scaling = options["scale"] or config.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = options["type"] == "causal"
+        self.sliding_window = attention_window(config, layer_idx)
+        self.rotate = rotate
+        self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=options["qkv_bias"])
+        self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=options["qkv_bias"])
+        self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=options["qkv_bias"])
+        self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=options["out_bias"])
+        self.q_norm = build(NORMS, config.norm, self.head_dim) if options["qk_norm"] else nn.Identity()
+        self.k_norm = build(NORMS, config.norm, self.head_dim) if options["qk_norm"] else nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        rotation: tuple[torch.Tensor, ...] = (),
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
+        v = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        q, k = self.rotate(q, k, *rotation)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        dropout = self.dropout if self.training else 0.0
+        out, weights = attend(
+            self,
+            q,
+            k,
+            v,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def extra_repr(self) -> str:
+        return f"causal={self.is_causal}, head_dim={self.head_dim}, window={self.sliding_window}"
+
+
+def attention_window(config: TriuneConfig, layer_idx: int) -> int | None:
+    """What kernels call the window: the token itself counts, so a window of n on each side is n + 1."""
+    if config.layer_types[layer_idx] == "full_attention":
+        return None
+    return config.sliding_window + (config.attention["type"] == "bidirectional")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layer
+
+
+def pre_norm(x: torch.Tensor, norm: nn.Module, sublayer) -> torch.Tensor:
+    return x + sublayer(norm(x))
+
+
+def post_norm(x: torch.Tensor, norm: nn.Module, sublayer) -> torch.Tensor:
+    return norm(x + sublayer(x))
+
+
+PLACEMENTS = {"pre": pre_norm, "post": post_norm}
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: TriuneConfig, layer_idx: int, rotate):
+        super().__init__()
+        size, dropout = config.hidden_size, config.hidden_dropout_prob
+        residual = dict(config.residual)
+        drop_path = residual.pop("stochastic_depth") * layer_idx / max(config.num_hidden_layers - 1, 1)
+        in_front = config.embedding["norm"] == "first" and layer_idx == 0  # its attention norm stands in `embeddings`
+        self.add = PLACEMENTS[config.norm_placement]
+        self.attn_norm = nn.Identity() if in_front else build(NORMS, config.norm, size)
+        self.self_attn = Attention(config, layer_idx, rotate)
+        self.attn_residual = build(RESIDUALS, residual, size, dropout, drop_path)
+        self.mlp_norm = build(NORMS, config.norm, size)
+        self.mlp = build(FEED_FORWARDS, config.feed_forward, size, config.intermediate_size, config.hidden_act)
+        self.mlp_residual = build(RESIDUALS, residual, size, dropout, drop_path)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        def attend(x):
+            return self.attn_residual(self.self_attn(x, attention_mask, **kwargs)[0])
+
+        def transform(x):
+            return self.mlp_residual(self.mlp(x))
+
+        hidden_states = self.add(hidden_states, self.attn_norm, attend)
+        return self.add(hidden_states, self.mlp_norm, transform)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stack
+
+
+class TriunePreTrainedModel(PreTrainedModel):
+    """What every model of the family shares: its configuration, what transformers may do with it, and its start."""
+
+    config: TriuneConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerLayer", "TokenInput", "PatchInput"]  # noqa: RUF012 - transformers' class fields
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": Attention}  # noqa: RUF012
+
+    def __init__(self, config: TriuneConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        config.validate()  # again: fields may have been set one by one since it was made
+        for base in type(self).__mro__:
+            config.check_head(base.__name__)
+
+    @property
+    def _supports_flash_attn(self) -> bool:
+        """Flash kernels take no addend to the scores."""
+        return self.config.position["type"] != "relative"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        | parameter                                  | start                                          |
+        |--------------------------------------------|------------------------------------------------|
+        | weights of linear maps and embeddings      | N(0, initializer_range)                        |
+        | of o_proj and down_proj in pre-norm stacks | N(0, initializer_range / sqrt(2 * layers)): the |
+        |                                            | residual stream keeps its size (GPT-2)         |
+        | CLS and register tokens                    | N(0, initializer_range)                        |
+        | biases; norms; layer scale                 | 0; weight 1, bias 0; residual["init"]          |
+        """
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, TransformerLayer) and self.config.norm_placement == "pre":
+            for projection in (module.self_attn.o_proj, module.mlp.down_proj):
+                init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
+        elif isinstance(module, PatchInput):
+            for tokens in module.parameters(recurse=False):
+                init.normal_(tokens, std=std)
+        elif isinstance(module, ScaledResidual):
+            init.constant_(module.scale, module.init)
+
+
+class Transformer(TriunePreTrainedModel):
+    """The stack: `embed` turns the input into the hidden states of layer 0, `encode` sends them through the layers.
+
+    Heads and compositions call the two in a row, or do something in between (MAE drops patches there).
+    """
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config)
+        text = config.embedding["type"] == "tokens"
+        self.embed_tokens, self.embeddings = (build_text_input if text else build_image_input)(config)
+        frame = Frame(
+            hidden_size=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            num_positions=config.num_positions,
+            causal=config.attention["type"] == "causal",
+            grid=None if text else config.grid,
+            has_cls=config.embedding.get("cls_token", False),
+        )
+        self.positions = build(POSITIONS, config.position, frame)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, layer_idx, self.positions.rotate) for layer_idx in range(config.num_hidden_layers)
+        )
+        self.norm = build(NORMS, config.norm, config.hidden_size) if config.final_norm else nn.Identity()
+        self.masks = MASKS[config.attention["type"]]
+        self.main_input_name = "input_ids" if text else "pixel_values"
+
+    def embed(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        given = [value for value in (input_ids, pixel_values, inputs_embeds) if value is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of input_ids, pixel_values and inputs_embeds")
+        grid = self.embeddings.grid(pixel_values, interpolate_pos_encoding)
+        x = self.embed_tokens(given[0]) if inputs_embeds is None else inputs_embeds
+        if position_ids is None:
+            position_ids = next_positions(x, past_key_values)
+        return self.embeddings(x, self.positions, position_ids, token_type_ids, grid)
+
+    def encode(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        if position_ids is None:
+            position_ids = next_positions(hidden_states, past_key_values)
+        layer_types = set(self.config.layer_types)
+        masks = attention_mask  # `generate` with a static cache hands over the finished masks by layer type
+        if not isinstance(masks, dict):
+            masks = {
+                kind: self.masks[kind](
+                    config=self.config,
+                    inputs_embeds=hidden_states,
+                    attention_mask=attention_mask,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                )
+                for kind in layer_types
+            }
+        rotations = {kind: self.positions.rotation(hidden_states, position_ids, kind) for kind in layer_types}
+        bias = self.positions.bias(hidden_states, past_key_values)
+        if bias is not None:
+            kwargs["position_bias"] = bias.expand(len(hidden_states), -1, -1, -1)  # flex attention reads by sample
+        for layer, kind in zip(self.layers, self.config.layer_types):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[kind],
+                rotation=rotations[kind],
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return self.norm(hidden_states)
+
+
+def next_positions(x: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+    """The positions that follow what the cache has seen: (1, length)."""
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    return torch.arange(x.shape[1], device=x.device)[None] + seen
+
+
+def build_text_input(config: TriuneConfig) -> tuple[nn.Module, nn.Module]:
+    entry, size = config.embedding, config.hidden_size
+    embed_tokens = TokenEmbedding(config.vocab_size, size, scale=entry["scale"])
+    return embed_tokens, TokenInput(
+        size, entry["type_vocab_size"], norm=build_input_norm(config), dropout=config.hidden_dropout_prob
+    )
+
+
+def build_image_input(config: TriuneConfig) -> tuple[nn.Module, nn.Module]:
+    entry, size = config.embedding, config.hidden_size
+    channels, patch = entry["num_channels"], entry["patch_size"]
+    widths = (channels * patch**2, size)
+    norms = [build(NORMS, config.norm, width) if entry["patch_norms"] else nn.Identity() for width in widths]
+    embed_patches = PatchEmbedding(channels, patch, size, bias=entry["bias"], norms=norms)
+    return embed_patches, PatchInput(
+        size, entry, config.grid, norm=build_input_norm(config), dropout=config.hidden_dropout_prob
+    )
+
+
+def build_input_norm(config: TriuneConfig) -> nn.Module:
+    return nn.Identity() if config.embedding["norm"] == "none" else build(NORMS, config.norm, config.hidden_size)
