@@ -344,6 +344,7 @@ class TriuneConfig(PreTrainedConfig):
             if getattr(self, field) is None:
                 setattr(self, field, value)
         super().__post_init__(**kwargs)
+        self.check()
 
     def _derived_defaults(self) -> dict[str, Any]:
         """Fields that follow from others unless given. Derived here and not in the class body, where they would keep
@@ -435,15 +436,17 @@ class TriuneConfig(PreTrainedConfig):
 
     # -- pairs of values ---------------------------------------------------------------------------------------------
 
-    def validate_architecture(self) -> None:
+    def check(self) -> None:
+        """Refuse pairs that cannot be. Runs when a configuration is made, when a model is built from it and when it
+        is saved: in between, fields may be set one by one."""
         for axis in AXES:
             complete_entry(axis, getattr(self, axis))  # again: an entry may have been changed in place
-        self._validate_heads()
-        self._validate_positions()
-        self._validate_layers()
-        self._validate_pooling()
+        self._check_heads()
+        self._check_positions()
+        self._check_layers()
+        self._check_pooling()
 
-    def _validate_heads(self) -> None:
+    def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not divisible by "
@@ -452,7 +455,7 @@ class TriuneConfig(PreTrainedConfig):
         if self.position["type"] == "rotary" and self.head_dim % 2:
             raise ValueError(f"position 'rotary' turns pairs of channels: head_dim={self.head_dim} must be even")
 
-    def _validate_positions(self) -> None:
+    def _check_positions(self) -> None:
         if self.embedding["type"] == "patches" and self.max_position_embeddings not in (None, self.num_positions):
             raise ValueError(
                 f"max_position_embeddings={self.max_position_embeddings} contradicts the {self.num_positions} "
@@ -469,7 +472,11 @@ class TriuneConfig(PreTrainedConfig):
         if dimensions == 2 and self.embedding["type"] != "patches":
             raise ValueError("position 'sinusoidal' with dimensions=2 needs embedding 'patches', got 'tokens'")
 
-    def _validate_layers(self) -> None:
+    def _check_layers(self) -> None:
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} layers, but num_hidden_layers={self.num_hidden_layers}"
+            )
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types holds 'sliding_attention', which needs a sliding_window; it is None")
         allowed = {"full_attention", "sliding_attention"}
@@ -478,7 +485,7 @@ class TriuneConfig(PreTrainedConfig):
         if self.embedding["norm"] == "first" and self.norm_placement != "pre":
             raise ValueError("embedding norm 'first' stands for the first layer's own: it needs norm_placement 'pre'")
 
-    def _validate_pooling(self) -> None:
+    def _check_pooling(self) -> None:
         kind, patches = self.pooling["type"], self.embedding["type"] == "patches"
         needs = {
             "cls": (not patches or self.embedding["cls_token"], "a CLS token: set embedding cls_token=True"),
@@ -536,6 +543,7 @@ class TriuneConfig(PreTrainedConfig):
         A configuration that was itself loaded as remote code is left to transformers, which copies the flat files it
         came from.
         """
+        self.check()
         if self._auto_class is None and export_code is not None:
             self.auto_map = dict(AUTO_MAP)
             export_code(save_directory)

@@ -3,6 +3,7 @@
 A preset is what differs from `TriuneConfig`'s defaults. `preset(name, **overrides)` makes the configuration.
 """
 
+import copy
 from typing import Any
 
 from triune.configuration.configuration_triune import AXES, TriuneConfig, nearest
@@ -156,7 +157,7 @@ def preset(name: str, **overrides) -> TriuneConfig:
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    fields = dict(PRESETS[name])
+    fields = copy.deepcopy(PRESETS[name])
     for field, value in overrides.items():
         if field in AXES and isinstance(value, dict) and "type" not in value:
             own = fields.get(field, TriuneConfig.__dataclass_fields__[field].default)

@@ -77,10 +77,8 @@ class TokenInput(nn.Module):
         self.norm = norm
         self.dropout = nn.Dropout(dropout)
 
-    def grid(self, pixel_values: torch.Tensor | None, interpolate: bool) -> None:
-        """Text has no grid, and takes no pixels."""
-        if pixel_values is not None:
-            raise ValueError("got pixel_values, but this model reads tokens (embedding 'tokens'): give input_ids")
+    def grid(self, inputs: torch.Tensor | None, interpolate: bool) -> None:
+        """Text has no rows and columns."""
 
     def forward(self, x, positions, position_ids, token_type_ids=None, grid=None):
         x = x + self.segments(x, token_type_ids) + positions.addend(x, position_ids, grid)
@@ -116,7 +114,7 @@ class PatchInput(nn.Module):
 
     def grid(self, pixel_values: torch.Tensor | None, interpolate: bool) -> tuple[int, int]:
         """Rows and columns of patches, after checking that the model can take this image."""
-        if pixel_values is None:  # patches given as vectors
+        if pixel_values is None:  # inputs_embeds: patches given as vectors
             return self.trained_grid
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(

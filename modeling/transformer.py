@@ -196,7 +196,7 @@ class TriunePreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: TriuneConfig, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        config.validate()  # again: fields may have been set one by one since it was made
+        config.check()
         for base in type(self).__mro__:
             config.check_head(base.__name__)
 
@@ -268,7 +268,7 @@ class Transformer(TriunePreTrainedModel):
         given = [value for value in (input_ids, pixel_values, inputs_embeds) if value is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of input_ids, pixel_values and inputs_embeds")
-        grid = self.embeddings.grid(pixel_values, interpolate_pos_encoding)
+        grid = self.embeddings.grid(given[0] if inputs_embeds is None else None, interpolate_pos_encoding)
         x = self.embed_tokens(given[0]) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = next_positions(x, past_key_values)
