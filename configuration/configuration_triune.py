@@ -256,6 +256,19 @@ def refuse_remote_kernels(config_dict: dict[str, Any]) -> None:
 # The configuration
 
 
+def settable(compute: Callable) -> property:
+    """A property that follows from the other fields until somebody sets it, as transformers itself may do to plans."""
+    name = compute.__name__
+
+    def read(self):
+        return self.__dict__[name] if name in self.__dict__ else compute(self)
+
+    def write(self, value):
+        self.__dict__[name] = value
+
+    return property(read, write, doc=compute.__doc__)
+
+
 @strict
 class TriuneConfig(PreTrainedConfig):
     r"""
@@ -408,7 +421,7 @@ class TriuneConfig(PreTrainedConfig):
 
     # -- plans for parallel execution: properties, because a plan may only name modules that exist -------------------
 
-    @property
+    @settable
     def base_model_tp_plan(self) -> dict[str, str] | None:
         if self.position["type"] == "relative":
             return None  # its bias has a column per head, which no style of transformers shards
@@ -420,7 +433,7 @@ class TriuneConfig(PreTrainedConfig):
             plan["layers.*.mlp.gate_proj"] = "colwise"
         return plan | {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
 
-    @property
+    @settable
     def base_model_pp_plan(self) -> dict[str, tuple[list[str], list[str]]]:
         plan = {
             "embed_tokens": (["input_ids"], ["inputs_embeds"]),
@@ -429,7 +442,7 @@ class TriuneConfig(PreTrainedConfig):
         }
         return plan | ({"norm": (["hidden_states"], ["hidden_states"])} if self.final_norm else {})
 
-    @property
+    @settable
     def base_model_fsdp_plan(self) -> dict[str, str]:
         plan = {"embed_tokens": "free_full_weight", "layers.*": "free_full_weight"}
         return plan | ({"norm": "keep_full_weight"} if self.final_norm else {})

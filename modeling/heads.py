@@ -62,6 +62,16 @@ class NoPooler(nn.Module):
 # In front of the decoder
 
 
+def keep_positions(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The hidden states that need logits: the last so many (0: all), or those that a tensor names, either by index,
+    for all samples (positions,) or each (batch, positions), or as a mask (batch, length), which flattens them."""
+    if isinstance(logits_to_keep, int):
+        return x[:, -logits_to_keep:] if logits_to_keep else x
+    if logits_to_keep.dtype == torch.bool:
+        return x[logits_to_keep]
+    return x[:, logits_to_keep] if logits_to_keep.dim() == 1 else x.take_along_dim(logits_to_keep[..., None], dim=1)
+
+
 class PredictionTransform(nn.Module):
     """BERT's masked-LM transform: projection, activation, norm."""
 

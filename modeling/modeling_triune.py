@@ -15,7 +15,6 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -23,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from triune.configuration.configuration_triune import TriuneConfig
 
-from .heads import CLASSIFIERS, NoPooler, Pooler, PredictionTransform
+from .heads import CLASSIFIERS, NoPooler, Pooler, PredictionTransform, keep_positions
 from .losses import classification_loss, next_token_loss, token_loss
 from .norms import NORMS
 from .parts import build
@@ -184,7 +183,7 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
         logits = self.lm_head(self.transform(hidden_states))
         loss = None
         if labels is not None:

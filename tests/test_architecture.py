@@ -160,3 +160,22 @@ def test_tables_agree():
     for head in HEADS.values():
         assert hasattr(transformers, head.auto_class)
     assert set(AUTO_MAP) == {"AutoConfig"} | {head.auto_class for head in HEADS.values()}
+
+
+def figures(folder: str) -> list[tuple[str, int, int, str]]:
+    """Of every file: its lines without blank ones, and the function with the most branches."""
+    rows = []
+    for file in python_files(folder):
+        functions = [
+            node for node in ast.walk(parse(file)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        most = max(functions, key=branches, default=None)
+        lines = sum(bool(line.strip()) for line in file.read_text(encoding="utf-8").splitlines())
+        rows.append((file.name, lines, branches(most) if most else 0, most.name if most else "-"))
+    return rows
+
+
+if __name__ == "__main__":  # python tests/test_architecture.py
+    for package in ("configuration", "modeling"):
+        for name, lines, count, function in figures(package):
+            print(f"{package + '/' + name:42} {lines:4} lines   most branches in one function: {count} ({function})")
