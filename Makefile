@@ -32,10 +32,10 @@ demo: $(STAMP)  ## Run the demonstration
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(STAMP)  ## Run the fast tests
-	@$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: $(STAMP)  ## Run all tests, the slow ones too
-	@$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) -m "" $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "" $(ARGS)
 
 lint: $(STAMP)  ## Check style and format
 	@$(BIN)/ruff check $(ARGS)

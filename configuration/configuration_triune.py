@@ -13,8 +13,10 @@ is set, pairs of values when the configuration is complete, the pair of a config
 built. No torch in this file: it is also what a process reads that only wants to know what a model is.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
@@ -535,7 +537,7 @@ class TriuneConfig(PreTrainedConfig):
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
         unknown = [key for key in kwargs if key not in FOREIGN_KEYS and not key.startswith("_")]
         if unknown:
-            known = [field for field in type(self).__dataclass_fields__ if not field.startswith("_")]
+            known = [field.name for field in dataclasses.fields(self)]
             raise ValueError(
                 f"{type(self).__name__} has no field {unknown[0]!r}{nearest(unknown[0], known)} "
                 f"(fields: {', '.join(sorted(known))})"
@@ -543,8 +545,21 @@ class TriuneConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"this is a configuration of model_type {found!r}, and {cls.__name__} reads {cls.model_type!r}"
+            )
         refuse_remote_kernels(config_dict)
-        return super().from_dict({**config_dict, "_from_user": False}, **kwargs)
+        kept = {key: value for key, value in config_dict.items() if cls._may_come_from_a_file(key)}
+        return super().from_dict({**kept, "_from_user": False}, **kwargs)
+
+    @classmethod
+    def _may_come_from_a_file(cls, key: str) -> bool:
+        """Fields and unknown keys may; a key must not replace a method, a property or what transformers keeps private
+        (`_auto_class` in a file would keep the code from travelling)."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return key in fields or key in FOREIGN_KEYS or not (key.startswith("_") or hasattr(cls, key))
 
     @classmethod
     def from_json_file(cls, json_file):
@@ -560,7 +575,9 @@ class TriuneConfig(PreTrainedConfig):
         if self._auto_class is None and export_code is not None:
             self.auto_map = dict(AUTO_MAP)
             export_code(save_directory)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory)
+        if push_to_hub:  # not by super, which uploads what changed after it began: the code was written before
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
 
 __all__ = ["TriuneConfig"]

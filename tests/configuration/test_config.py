@@ -5,10 +5,11 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig
+from transformers import AutoConfig, BertConfig
 
 from triune.configuration import PRESETS, TriuneConfig, preset
 from triune.configuration.configuration_triune import AXES, FIELDS
+from triune.modeling import TriuneForMaskedLM
 
 
 def message(make):
@@ -239,6 +240,25 @@ def test_caller_may_choose_code(tmp_path):
     preset("gpt2-mini").save_pretrained(tmp_path)
     config = TriuneConfig.from_pretrained(tmp_path, attn_implementation="someone/kernel")
     assert config._attn_implementation == "someone/kernel"
+
+
+def test_other_families_are_not_read_as_triune(tmp_path):
+    """A checkpoint of another model_type is refused by name, not read with random weights."""
+    BertConfig().save_pretrained(tmp_path)
+    for read in (TriuneConfig.from_pretrained, TriuneForMaskedLM.from_pretrained):
+        assert "model_type 'bert'" in message(lambda read=read: read(tmp_path))
+
+
+def test_a_key_of_a_file_cannot_replace_a_method(tmp_path):
+    """A key named like a method, a property or a private field of transformers is left out."""
+    preset("gpt2-mini").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    hostile = {"check": 1, "grid": [9, 9], "num_positions": 3, "save_pretrained": "x", "_auto_class": "AutoConfig"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **hostile}))
+    config = TriuneConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "modeling_triune.py").exists()
+    assert config.num_positions == 512
 
 
 def test_export_refuses_a_file(tmp_path):
