@@ -424,12 +424,12 @@ class TriuneConfig(PreTrainedConfig):
     # -- plans for parallel execution: properties, because a plan may only name modules that exist -------------------
 
     @settable
-    def base_model_tp_plan(self) -> dict[str, str] | None:
-        if self.position["type"] == "relative":
-            return None  # its bias has a column per head, which no style of transformers shards
-        plan = {f"layers.*.self_attn.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
-        plan["layers.*.self_attn.o_proj"] = "rowwise"
-        if self.attention["qk_norm"]:
+    def base_model_tp_plan(self) -> dict[str, str]:
+        plan = {}
+        if self.position["type"] != "relative":  # its bias has a column per head, which no style shards
+            plan = {f"layers.*.self_attn.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
+            plan["layers.*.self_attn.o_proj"] = "rowwise"
+        if plan and self.attention["qk_norm"]:
             plan |= {f"layers.*.self_attn.{name}": "replicated_with_grad_allreduce" for name in ("q_norm", "k_norm")}
         if self.feed_forward["type"] == "gated":
             plan["layers.*.mlp.gate_proj"] = "colwise"

@@ -60,7 +60,10 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Linear(num_channels * patch_size**2, hidden_size, bias=bias)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        patches = patchify(pixel_values.to(self.projection.weight.dtype), self.patch_size)
+        dtype = self.projection.weight.dtype
+        if dtype.is_floating_point and dtype.itemsize > 1:  # a quantised projection takes what it is given
+            pixel_values = pixel_values.to(dtype)
+        patches = patchify(pixel_values, self.patch_size)
         return self.output_norm(self.projection(self.pixel_norm(patches)))
 
 
@@ -80,8 +83,12 @@ class TokenInput(nn.Module):
     def grid(self, inputs: torch.Tensor | None, interpolate: bool) -> None:
         """Text has no rows and columns."""
 
-    def forward(self, x, positions, position_ids, token_type_ids=None, grid=None):
-        x = x + self.segments(x, token_type_ids) + positions.addend(x, position_ids, grid)
+    def places(self, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Where each vector stands that gets a position."""
+        return position_ids
+
+    def forward(self, x: torch.Tensor, addend: torch.Tensor | float, token_type_ids: torch.Tensor | None = None):
+        x = x + self.segments(x, token_type_ids) + addend
         return self.dropout(self.norm(x))
 
 
@@ -134,10 +141,12 @@ class PatchInput(nn.Module):
             )
         return grid
 
-    def forward(self, x, positions, position_ids, token_type_ids=None, grid=None):
-        x = prepend(x, self.cls_token)
-        places = torch.arange(x.shape[1], device=x.device)[None]
-        x = x + positions.addend(x, places, grid)
+    def places(self, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """CLS, if there is one, and the patches in reading order."""
+        return torch.arange(x.shape[1] + (self.cls_token is not None), device=x.device)[None]
+
+    def forward(self, x: torch.Tensor, addend: torch.Tensor | float, token_type_ids: torch.Tensor | None = None):
+        x = prepend(x, self.cls_token) + addend
         if self.register_tokens is not None:
             after_cls = 0 if self.cls_token is None else 1
             x = torch.cat([x[:, :after_cls], prepend(x[:, after_cls:], self.register_tokens)], dim=1)
@@ -145,4 +154,4 @@ class PatchInput(nn.Module):
 
 
 def prepend(x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    return x if tokens is None else torch.cat([tokens.expand(len(x), -1, -1), x], dim=1)
+    return x if tokens is None else torch.cat([tokens.expand(x.shape[0], -1, -1), x], dim=1)

@@ -23,7 +23,7 @@ def last_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: in
     """The last real token, wherever the padding is."""
     places = torch.arange(x.shape[1], device=x.device)
     last = (places * mask).argmax(-1)
-    return x[torch.arange(len(x), device=x.device), last]
+    return x[torch.arange(x.shape[0], device=x.device), last]
 
 
 def register_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:

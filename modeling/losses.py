@@ -56,4 +56,5 @@ def classification_loss(logits, labels, problem_type=None, num_items_in_batch=No
     if num_labels > 1 or labels.dim() > 1:
         check_labels(labels, logits.shape, "(batch, num_labels)")
     compare = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-    return compare(logits.float(), labels.view_as(logits))
+    total = compare(logits.float(), labels.view_as(logits), reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)

@@ -159,6 +159,11 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         self.loss_function = next_token_loss
         self.post_init()
 
+    def init_continuous_batching(self, *args, **kwargs):
+        if self.config.position["type"] == "relative":
+            raise ValueError("position 'relative' has no continuous batching (generate_batch): use generate")
+        return super().init_continuous_batching(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

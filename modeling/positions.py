@@ -2,9 +2,11 @@
 
 Every kind has the same three hooks and overrides exactly one, so that no caller asks which kind it has:
 
-    addend(x, position_ids, grid)      what to add to the embeddings             learned, sinusoidal
-    rotation(x, position_ids, kind)    what `rotate` needs to turn q and k       rotary
-    bias(x, past_key_values)           what to add to the attention scores       relative buckets
+    addend(x, places, grid)               what to add to the embeddings             learned, sinusoidal
+    rotation(x, places, layer_type)       what `rotate` needs to turn q and k       rotary
+    bias(x, past_key_values, layer_idx)   what to add to the attention scores       relative buckets
+
+`places` are position ids: (batch or 1, length).
 
 Tables that follow from a formula are computed, not stored: a buffer outside the checkpoint comes back as garbage from
 `from_pretrained`, which builds on the meta device.
@@ -98,36 +100,37 @@ class Position(nn.Module):
         super().__init__()
         self.frame = frame
 
-    def addend(self, x: torch.Tensor, position_ids: torch.Tensor, grid: tuple[int, int] | None):
+    def addend(self, x: torch.Tensor, places: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor | float:
         return 0.0
 
-    def rotation(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str) -> tuple[torch.Tensor, ...]:
+    def rotation(self, x: torch.Tensor, places: torch.Tensor, layer_type: str) -> tuple[torch.Tensor, ...]:
         return ()
 
     @staticmethod
     def rotate(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return q, k
 
-    def bias(self, x: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor | None:
+    def bias(self, x: torch.Tensor, past_key_values: Cache | None, layer_idx: int) -> torch.Tensor | None:
         return None
 
 
 class LearnedPositions(Position):
-    """A trained vector for each position, up to the length of the table."""
+    """A trained vector for each position, read by place, or for an image of another size interpolated."""
 
     def __init__(self, frame: Frame):
         super().__init__(frame)
         self.table = nn.Embedding(frame.num_positions, frame.hidden_size)
 
-    def addend(self, x, position_ids, grid):
+    def addend(self, x, places, grid):
         if grid != self.frame.grid:
-            return resize_table(self.table.weight, self.frame.grid, grid, self.frame.has_cls)
-        if x.shape[1] > self.table.num_embeddings:
-            raise ValueError(self.too_long(f"the input has {x.shape[1]} tokens"))
+            rows = self.table(torch.arange(self.table.num_embeddings, device=x.device))
+            return resize_table(rows, self.frame.grid, grid, self.frame.has_cls)
+        if places.shape[-1] > self.table.num_embeddings:
+            raise ValueError(self.too_long(f"the input has {places.shape[-1]} tokens"))
         try:
-            return self.table(position_ids)
+            return self.table(places)
         except IndexError as error:  # on the CPU; a GPU reports its own assertion
-            raise IndexError(self.too_long(f"the input has position {int(position_ids.max())}")) from error
+            raise IndexError(self.too_long(f"the input has position {int(places.max())}")) from error
 
     def too_long(self, what: str) -> str:
         return (
@@ -143,10 +146,10 @@ class SinusoidalPositions(Position):
         super().__init__(frame)
         self.dimensions, self.layout, self.base = dimensions, layout, base
 
-    def addend(self, x, position_ids, grid):
+    def addend(self, x, places, grid):
         waves = {"width": self.frame.hidden_size, "base": self.base, "layout": self.layout}
         if self.dimensions == 1:
-            return sinusoids(position_ids, **waves).to(x.dtype)
+            return sinusoids(places, **waves).to(x.dtype)
         table = sinusoids_2d(grid, device=x.device, **waves)
         return F.pad(table, (0, 0, int(self.frame.has_cls), 0)).to(x.dtype)
 
@@ -163,10 +166,10 @@ class RotaryPositions(Position):
         super().__init__(frame)
         self.theta = {"full_attention": theta, "sliding_attention": local_theta or theta}
 
-    def rotation(self, x, position_ids, layer_type):
+    def rotation(self, x, places, layer_type):
         width = self.frame.head_dim
         exponents = torch.arange(0, width, 2, dtype=torch.float32, device=x.device) / width
-        angles = position_ids[..., None].float() * (1.0 / self.theta[layer_type] ** exponents)
+        angles = places[..., None].float() * (1.0 / self.theta[layer_type] ** exponents)
         angles = torch.cat([angles, angles], dim=-1)  # (batch, length, head)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
@@ -182,12 +185,12 @@ class RelativePositions(Position):
         self.max_distance = max_distance
         self.table = nn.Embedding(num_buckets, frame.num_heads)
 
-    def bias(self, x, past_key_values):
+    def bias(self, x, past_key_values, layer_idx):
         # Distances are between slots of the sequence, not between position ids: left padding shifts both alike.
         query_offset, key_offset, length = 0, 0, x.shape[1]
         if past_key_values is not None:
-            query_offset = past_key_values.get_seq_length()
-            length, key_offset = past_key_values.get_mask_sizes(x.shape[1], 0)
+            query_offset = past_key_values.get_query_offset(layer_idx)
+            length, key_offset = past_key_values.get_mask_sizes(x.shape[1], layer_idx)
         queries = torch.arange(x.shape[1], device=x.device)[:, None] + query_offset
         keys = torch.arange(length, device=x.device)[None, :] + key_offset
         buckets = relative_buckets(keys - queries, self.table.num_embeddings, self.max_distance, self.frame.causal)

@@ -17,7 +17,7 @@ class Residual(nn.Module):
         y = F.dropout(y, self.dropout, self.training)
         if not self.training or self.drop_path == 0.0:
             return y
-        kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
+        kept = torch.rand(y.shape[0], 1, 1, device=y.device) >= self.drop_path
         return y * kept.to(y.dtype) / (1.0 - self.drop_path)
 
     def extra_repr(self) -> str:

@@ -45,6 +45,8 @@ MASKS = {
     },
 }
 
+BIASED_KERNELS = ("eager", "sdpa", "flex_attention")  # those that take an addend to the scores
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
@@ -165,9 +167,12 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.mlp = build(FEED_FORWARDS, config.feed_forward, size, config.intermediate_size, config.hidden_act)
         self.mlp_residual = build(RESIDUALS, residual, size, dropout, drop_path)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+    def forward(self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **kwargs):
+        if position_bias is not None:  # positional above: reentrant checkpointing follows gradients only there
+            kwargs["position_bias"] = position_bias
+
         def attend(x):
-            return self.attn_residual(self.self_attn(x, attention_mask, **kwargs)[0])
+            return self.attn_residual(self.self_attn(x, **kwargs)[0])
 
         def transform(x):
             return self.mlp_residual(self.mlp(x))
@@ -268,11 +273,19 @@ class Transformer(TriunePreTrainedModel):
         given = [value for value in (input_ids, pixel_values, inputs_embeds) if value is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of input_ids, pixel_values and inputs_embeds")
+        if inputs_embeds is not None and not self.owns_first_layer():
+            return inputs_embeds
         grid = self.embeddings.grid(given[0] if inputs_embeds is None else None, interpolate_pos_encoding)
         x = self.embed_tokens(given[0]) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = next_positions(x, past_key_values)
-        return self.embeddings(x, self.positions, position_ids, token_type_ids, grid)
+        addend = self.positions.addend(x, self.embeddings.places(x, position_ids), grid)
+        return self.embeddings(x, addend, token_type_ids)
+
+    def owns_first_layer(self) -> bool:
+        """Not so in a later stage of a pipeline, where transformers and vLLM put an identity in its place and hand
+        over the hidden states of the stage before as `inputs_embeds`."""
+        return not isinstance(self.layers[0], nn.Identity)
 
     def encode(
         self,
@@ -298,12 +311,11 @@ class Transformer(TriunePreTrainedModel):
                 for kind in layer_types
             }
         rotations = {kind: self.positions.rotation(hidden_states, position_ids, kind) for kind in layer_types}
-        bias = self.positions.bias(hidden_states, past_key_values)
-        if bias is not None:
-            kwargs["position_bias"] = bias.expand(len(hidden_states), -1, -1, -1)  # flex attention reads by sample
+        biases = {kind: self.position_bias(hidden_states, past_key_values, kind) for kind in layer_types}
         for layer, kind in zip(self.layers, self.config.layer_types):
             hidden_states = layer(
                 hidden_states,
+                biases[kind],
                 attention_mask=masks[kind],
                 rotation=rotations[kind],
                 position_ids=position_ids,
@@ -311,6 +323,18 @@ class Transformer(TriunePreTrainedModel):
                 **kwargs,
             )
         return self.norm(hidden_states)
+
+    def position_bias(self, x: torch.Tensor, past_key_values: Cache | None, kind: str) -> torch.Tensor | None:
+        """The addend to the scores of the layers of one kind; refused where the kernel would ignore it."""
+        bias = self.positions.bias(x, past_key_values, self.config.layer_types.index(kind))
+        if bias is None:
+            return None
+        if self.config._attn_implementation not in BIASED_KERNELS:
+            raise ValueError(
+                "position 'relative' adds to the attention scores, which attention implementation "
+                f"{self.config._attn_implementation!r} does not take: use one of {', '.join(BIASED_KERNELS)}"
+            )
+        return bias.expand(x.shape[0], -1, -1, -1)  # flex attention reads it by sample
 
 
 def next_positions(x: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:

@@ -342,7 +342,7 @@ def test_relative_bias_equals_t5s():
     ours = RelativePositions(frame(), num_buckets=32, max_distance=128)
     ours.table.load_state_dict(reference.relative_attention_bias.state_dict())
     expected = reference.compute_bias(11, 11)
-    torch.testing.assert_close(ours.bias(torch.zeros(1, 11, 32), None), expected)
+    torch.testing.assert_close(ours.bias(torch.zeros(1, 11, 32), None, 0), expected)
 
 
 def test_learned_positions_resize_like_vits():
