@@ -187,6 +187,12 @@ IMAGE_SIZES = {
 }
 
 
+LLAMA_BASE = {
+    **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4},
+    **{"intermediate_size": 2048, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": True},
+}
+
+
 def text_batch(vocab_size, length=24):
     ids = torch.randint(0, vocab_size, (3, length))
     mask = torch.ones_like(ids)
@@ -289,9 +295,7 @@ def test_base_size_text_model_equals_reference(family):
 @pytest.mark.slow
 def test_base_size_llama_equals_reference():
     """A Llama of BERT-base's width with grouped heads, against LlamaForCausalLM, to 1e-4."""
-    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4}
-    sizes |= {"intermediate_size": 2048, "vocab_size": 32000, "max_position_embeddings": 2048}
-    reference, model = llama(**sizes, tie_word_embeddings=True)
+    reference, model = llama(**LLAMA_BASE)
     ids, mask = text_batch(30000, length=64)
     assert largest_difference(reference, model, mask, input_ids=ids, attention_mask=mask) <= 1e-4
 
@@ -311,3 +315,24 @@ def test_base_size_generation_equals_gpt2():
     for search in ({}, {"num_beams": 4}):
         options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 50256, **search}
         assert reference.generate(ids, **options).tolist() == model.generate(ids, **options).tolist()
+
+
+def figures():
+    """Largest absolute difference of the logits, tiny and at published sizes, and whether tokens are equal."""
+    base = {"bert": (bert, {}), "gpt2": (gpt2, {}), "modernbert": (modernbert, {}), "llama": (llama, LLAMA_BASE)}
+    for family, (make, tiny) in TEXT_PAIRS.items():
+        row = []
+        for sizes, vocab, length in ((tiny, 99, 24), (base[family][1], 30000, 64)):
+            reference, model = make(**sizes)
+            ids, mask = text_batch(vocab, length)
+            row.append(largest_difference(reference, model, mask, input_ids=ids, attention_mask=mask))
+        yield (family, *row)
+    tiny, large = vit(**IMAGE_SIZES), vit()
+    sides = ((tiny, 24), (large, 224))
+    yield ("vit", *(largest_difference(*pair, pixel_values=torch.randn(2, 3, side, side)) for pair, side in sides))
+
+
+if __name__ == "__main__":  # python tests/modeling/test_parity.py
+    torch.manual_seed(0)
+    for family, tiny, large in figures():
+        print(f"{family:12} tiny {tiny:.1e}   base {large:.1e}")
