@@ -297,7 +297,7 @@ class Transformer(TriunePreTrainedModel):
     ) -> torch.Tensor:
         if position_ids is None:
             position_ids = next_positions(hidden_states, past_key_values)
-        layer_types = set(self.config.layer_types)
+        layer_types = dict.fromkeys(self.config.layer_types)  # each kind once, in an order that does not vary
         masks = attention_mask  # `generate` with a static cache hands over the finished masks by layer type
         if not isinstance(masks, dict):
             masks = {
