@@ -10,11 +10,12 @@ options that exist for one choice only live in that choice's own entry:
 
 `AXES` below is the whole space. Sizes carry Hugging Face's names. Everything is validated here, once: a value when it
 is set, pairs of values when the configuration is complete, the pair of a configuration and a head when a model is
-built. No torch in this file: it is also what a process reads that only wants to know what a model is.
+built. This file itself needs no torch.
 """
 
 import dataclasses
 import difflib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,22 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 
-try:  # absent where this file travelled to without the package: there transformers copies the code that it loaded
+try:  # in a `try`, so that transformers does not ask for Triune where this file travelled to
     from triune.configuration.export import export_code
 except ImportError:
     export_code = None
+
+
+def write_code(folder) -> None:
+    """Write the code of the family beside a saved model: the package's, or where this file is a copy that travelled,
+    the files that travelled with it."""
+    if __name__.startswith("triune."):
+        export_code(folder)
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file in Path(__file__).resolve().parent.glob("*.py"):
+        if file.name != "__init__.py":
+            shutil.copyfile(file, Path(folder, file.name))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,8 +92,8 @@ def is_extent(value) -> bool:
     return len(sides) == 2 and all(is_integer(side) and side > 0 for side in sides)
 
 
-# Names of transformers' activation table (ACT2FN) that carry no parameters of their own. Listed, because that table
-# imports torch; a test holds the two together.
+# Names in transformers' table of activations (ACT2FN), of the kinds without parameters. Listed, because that table
+# imports torch; a test builds each of them.
 ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "laplace"),
     *("leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh"),
@@ -157,15 +170,19 @@ AXES: dict[str, dict[str, dict[str, Option]]] = {
 
 # Plain fields: what is allowed beyond the declared type.
 FIELDS: dict[str, Option] = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), integer(1, 1)),
     **dict.fromkeys(
-        ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-        + ("intermediate_size", "vocab_size", "max_position_embeddings", "sliding_window"),
+        ("num_key_value_heads", "head_dim", "intermediate_size")
+        + ("vocab_size", "max_position_embeddings", "sliding_window"),
         optional(integer(1, 1)),
     ),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), probability(0.0)),
     "classifier_dropout": optional(probability(0.0)),
     "initializer_range": positive(0.02),
     "norm_placement": one_of("pre", "post"),
+    "problem_type": optional(
+        one_of("single_label_classification", "multi_label_classification", "regression"),
+    ),
     "hidden_act": Option("gelu", "one of " + ", ".join(ACTIVATIONS), ACTIVATIONS.__contains__),
 }
 
@@ -224,7 +241,7 @@ def complete_entry(axis: str, value: str | dict) -> dict[str, Any]:
     entry = {"type": value} if isinstance(value, str) else dict(value)
     choices = AXES[axis]
     choice = entry.pop("type", None)
-    if choice not in choices:
+    if not isinstance(choice, str) or choice not in choices:
         raise ValueError(
             f"{axis} needs a type that is one of {', '.join(map(repr, choices))}, got {choice!r}"
             f"{nearest(choice, choices)}"
@@ -238,6 +255,13 @@ def complete_entry(axis: str, value: str | dict) -> dict[str, Any]:
         )
     given = {key: checked(f"{axis}[{key!r}]", options[key], option) for key, option in entry.items()}
     return {"type": choice, **{key: given.get(key, option.default) for key, option in options.items()}}
+
+
+def with_own_type(value: str | dict, current: str | dict | None) -> str | dict:
+    """Options without a type change those of the entry that is there: {"image_size": 64} keeps the other options."""
+    if not isinstance(value, dict) or "type" in value or current is None:
+        return value
+    return {**({"type": current} if isinstance(current, str) else current), **value}
 
 
 def refuse_remote_kernels(config_dict: dict[str, Any]) -> None:
@@ -345,7 +369,7 @@ class TriuneConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in AXES and value is not None:
-            value = complete_entry(name, value)
+            value = complete_entry(name, with_own_type(value, getattr(self, name, None)))
         elif name in FIELDS:
             checked(name, FIELDS[name], value)
         super().__setattr__(name, value)
@@ -355,11 +379,14 @@ class TriuneConfig(PreTrainedConfig):
             self._refuse_unknown_keys(kwargs)
         kwargs.pop("model_type", None)  # the class's own
         kwargs.pop("tie_last_hidden_states", None)  # follows from the embedding
+        self._fill_derived()
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def _fill_derived(self) -> None:
         for field, value in self._derived_defaults().items():
             if getattr(self, field) is None:
                 setattr(self, field, value)
-        super().__post_init__(**kwargs)
-        self.check()
 
     def _derived_defaults(self) -> dict[str, Any]:
         """Fields that follow from others unless given. Derived here and not in the class body, where they would keep
@@ -375,7 +402,7 @@ class TriuneConfig(PreTrainedConfig):
             "layer_types": self.num_hidden_layers
             * ["full_attention" if self.sliding_window is None else "sliding_attention"],
             "pooling": self._default_pooling(),
-            "use_cache": self.attention["type"] == "causal",
+            "use_cache": True,  # where attention is causal; elsewhere there is nothing to keep
         }
 
     def _head_dim(self) -> int:
@@ -417,6 +444,11 @@ class TriuneConfig(PreTrainedConfig):
         return self.embedding.get("cls_token", 0) + self.embedding.get("num_register_tokens", 0)
 
     @property
+    def adds_to_scores(self) -> bool:
+        """Whether positions are an addend to the attention scores, which not every kernel takes."""
+        return self.position["type"] == "relative"
+
+    @property
     def tie_last_hidden_states(self) -> bool:
         """As the originals: the last of `hidden_states` is after the final norm for text, before it for images."""
         return self.embedding["type"] == "tokens"
@@ -426,7 +458,7 @@ class TriuneConfig(PreTrainedConfig):
     @settable
     def base_model_tp_plan(self) -> dict[str, str]:
         plan = {}
-        if self.position["type"] != "relative":  # its bias has a column per head, which no style shards
+        if not self.adds_to_scores:  # a bias has a column per head, which no style shards
             plan = {f"layers.*.self_attn.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
             plan["layers.*.self_attn.o_proj"] = "rowwise"
         if plan and self.attention["qk_norm"]:
@@ -454,8 +486,9 @@ class TriuneConfig(PreTrainedConfig):
     def check(self) -> None:
         """Refuse pairs that cannot be. Runs when a configuration is made, when a model is built from it and when it
         is saved: in between, fields may be set one by one."""
+        self._fill_derived()
         for axis in AXES:
-            complete_entry(axis, getattr(self, axis))  # again: an entry may have been changed in place
+            setattr(self, axis, getattr(self, axis))  # again: an entry may have been changed in place
         self._check_heads()
         self._check_positions()
         self._check_layers()
@@ -476,6 +509,8 @@ class TriuneConfig(PreTrainedConfig):
                 f"max_position_embeddings={self.max_position_embeddings} contradicts the {self.num_positions} "
                 "positions of this image: leave it out for embedding 'patches'"
             )
+        if self.position["type"] == "relative":
+            self._check_buckets()
         if self.position["type"] != "sinusoidal":
             return
         dimensions = self.position["dimensions"]
@@ -487,6 +522,20 @@ class TriuneConfig(PreTrainedConfig):
         if dimensions == 2 and self.embedding["type"] != "patches":
             raise ValueError("position 'sinusoidal' with dimensions=2 needs embedding 'patches', got 'tokens'")
 
+    def _check_buckets(self) -> None:
+        """Half of the buckets of a direction are exact, one for each distance; the others lie beyond those."""
+        buckets, both = self.position["num_buckets"], self.attention["type"] == "bidirectional"
+        exact = buckets // (4 if both else 2)
+        if both and buckets % 2:
+            raise ValueError(
+                f"position 'relative' shares num_buckets={buckets} between two directions: it must be even"
+            )
+        if self.position["max_distance"] <= exact:
+            raise ValueError(
+                f"position 'relative' has max_distance={self.position['max_distance']}, but its first {exact} "
+                f"distances have a bucket each (num_buckets={buckets}): max_distance must be above {exact}"
+            )
+
     def _check_layers(self) -> None:
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
@@ -494,6 +543,11 @@ class TriuneConfig(PreTrainedConfig):
             )
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types holds 'sliding_attention', which needs a sliding_window; it is None")
+        if self.sliding_window is not None and "sliding_attention" not in self.layer_types:
+            raise ValueError(
+                f"sliding_window={self.sliding_window}, but no layer of layer_types is 'sliding_attention': name the "
+                "layers that have the window (or set layer_types to None: all), or set sliding_window to None"
+            )
         allowed = {"full_attention", "sliding_attention"}
         if not allowed.issuperset(self.layer_types):
             raise ValueError(f"layer_types may hold {sorted(allowed)}, got {sorted(set(self.layer_types) - allowed)}")
@@ -572,9 +626,9 @@ class TriuneConfig(PreTrainedConfig):
         came from.
         """
         self.check()
-        if self._auto_class is None and export_code is not None:
+        if self._auto_class is None:
             self.auto_map = dict(AUTO_MAP)
-            export_code(save_directory)
+            write_code(save_directory)
         super().save_pretrained(save_directory)
         if push_to_hub:  # not by super, which uploads what changed after it began: the code was written before
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)

@@ -96,7 +96,15 @@ class Segments(nn.Embedding):
     """A vector for the sentence that a token belongs to; the first one where nothing is said."""
 
     def forward(self, x: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
-        return self.weight[0].to(x.dtype) if token_type_ids is None else super().forward(token_type_ids)
+        if token_type_ids is None:
+            return self.weight[0].to(x.dtype)
+        try:
+            return super().forward(token_type_ids)
+        except IndexError as error:  # on the CPU; a GPU reports its own assertion
+            raise IndexError(
+                f"token_type_ids holds {int(token_type_ids.max())}, but the model has {self.num_embeddings} segments, "
+                f"0 to {self.num_embeddings - 1} (type_vocab_size)"
+            ) from error
 
 
 class NoSegments(nn.Module):

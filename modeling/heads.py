@@ -15,8 +15,9 @@ def first_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: i
 
 def mean_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
     """The mean of real tokens, CLS and registers left out."""
-    weights = mask[:, num_prefix:, None].to(x.dtype)
-    return (x[:, num_prefix:] * weights).sum(1) / weights.sum(1).clamp(min=1)
+    real = mask[:, num_prefix:, None]
+    share = (real / real.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)  # first, so that no sum leaves half precision
+    return (x[:, num_prefix:] * share).sum(1)
 
 
 def last_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
@@ -64,7 +65,8 @@ class NoPooler(nn.Module):
 
 def keep_positions(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The hidden states that need logits: the last so many (0: all), or those that a tensor names, either by index,
-    for all samples (positions,) or each (batch, positions), or as a mask (batch, length), which flattens them."""
+    for all samples (positions,) or each (batch, positions), or as a mask (batch, length), which flattens them.
+    transformers has this as `slice_logits_to_keep`, but not in every version that we support."""
     if isinstance(logits_to_keep, int):
         return x[:, -logits_to_keep:] if logits_to_keep else x
     if logits_to_keep.dtype == torch.bool:
@@ -75,14 +77,17 @@ def keep_positions(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch
 class PredictionTransform(nn.Module):
     """BERT's masked-LM transform: projection, activation, norm."""
 
-    def __init__(self, hidden_size: int, activation: str, bias: bool, norm: nn.Module):
+    def __init__(self, hidden_size: int, activation: str, norm: nn.Module, dense_bias: bool):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.dense = nn.Linear(hidden_size, hidden_size, bias=dense_bias)
         self.act_fn = ACT2FN[activation]
         self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.act_fn(self.dense(x)))
+
+
+TRANSFORMS: dict[str, type[nn.Module]] = {"plain": nn.Identity, "transform": PredictionTransform}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

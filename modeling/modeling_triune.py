@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from triune.configuration.configuration_triune import TriuneConfig
 
-from .heads import CLASSIFIERS, NoPooler, Pooler, PredictionTransform, keep_positions
+from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, keep_positions
 from .losses import classification_loss, next_token_loss, token_loss
 from .norms import NORMS
 from .parts import build
@@ -106,13 +106,11 @@ class TriuneLanguageModel(TriunePreTrainedModel):
 
     def __init__(self, config: TriuneConfig):
         super().__init__(config)
-        head, size = config.lm_head, config.hidden_size
         self.model = TriuneModel(config, add_pooling_layer=False)
-        self.transform = nn.Identity()
-        if head["type"] == "transform":
-            norm = build(NORMS, config.norm, size)
-            self.transform = PredictionTransform(size, config.hidden_act, bias=head["dense_bias"], norm=norm)
-        self.lm_head = nn.Linear(size, config.vocab_size, bias=head["bias"])
+        head = dict(config.lm_head)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=head.pop("bias"))
+        norm = build(NORMS, config.norm, config.hidden_size)
+        self.transform = build(TRANSFORMS, head, config.hidden_size, config.hidden_act, norm)
 
 
 class TriuneForMaskedLM(TriuneLanguageModel):
@@ -160,7 +158,7 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         self.post_init()
 
     def init_continuous_batching(self, *args, **kwargs):
-        if self.config.position["type"] == "relative":
+        if self.config.adds_to_scores:
             raise ValueError("position 'relative' has no continuous batching (generate_batch): use generate")
         return super().init_continuous_batching(*args, **kwargs)
 
@@ -238,7 +236,7 @@ class TriuneForImageClassification(TriunePreTrainedModel):
 
 
 class TriuneForSequenceClassification(TriunePreTrainedModel):
-    """One label, or one number, for a whole text."""
+    """One label, or one number, for a whole text. Without an attention mask the padding id tells where it ends."""
 
     def __init__(self, config: TriuneConfig):
         super().__init__(config)
@@ -270,7 +268,10 @@ class TriuneForSequenceClassification(TriunePreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.classifier(outputs.pooler_output)
+        pooled = outputs.pooler_output
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            pooled = self.model.pooler(outputs.last_hidden_state, (input_ids != self.config.pad_token_id).long())
+        logits = self.classifier(pooled)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, problem_type=self.config.problem_type, **kwargs)

@@ -130,7 +130,8 @@ class LearnedPositions(Position):
         try:
             return self.table(places)
         except IndexError as error:  # on the CPU; a GPU reports its own assertion
-            raise IndexError(self.too_long(f"the input has position {int(places.max())}")) from error
+            wrong = places[(places < 0) | (places >= self.table.num_embeddings)]
+            raise IndexError(self.too_long(f"the input has position {int(wrong[0])}")) from error
 
     def too_long(self, what: str) -> str:
         return (

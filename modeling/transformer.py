@@ -166,6 +166,8 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.mlp_norm = build(NORMS, config.norm, size)
         self.mlp = build(FEED_FORWARDS, config.feed_forward, size, config.intermediate_size, config.hidden_act)
         self.mlp_residual = build(RESIDUALS, residual, size, dropout, drop_path)
+        for projection in (self.self_attn.o_proj, self.mlp.down_proj):
+            projection.ends_branch = True  # it writes into the residual stream: `_init_weights` starts it smaller
 
     def forward(self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **kwargs):
         if position_bias is not None:  # positional above: reentrant checkpointing follows gradients only there
@@ -208,7 +210,7 @@ class TriunePreTrainedModel(PreTrainedModel):
     @property
     def _supports_flash_attn(self) -> bool:
         """Flash kernels take no addend to the scores."""
-        return self.config.position["type"] != "relative"
+        return not self.config.adds_to_scores
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -223,9 +225,8 @@ class TriunePreTrainedModel(PreTrainedModel):
         """
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, TransformerLayer) and self.config.norm_placement == "pre":
-            for projection in (module.self_attn.o_proj, module.mlp.down_proj):
-                init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
+        if getattr(module, "ends_branch", False) and self.config.norm_placement == "pre":
+            init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
         elif isinstance(module, PatchInput):
             for tokens in module.parameters(recurse=False):
                 init.normal_(tokens, std=std)
@@ -242,7 +243,7 @@ class Transformer(TriunePreTrainedModel):
     def __init__(self, config: TriuneConfig):
         super().__init__(config)
         text = config.embedding["type"] == "tokens"
-        self.embed_tokens, self.embeddings = (build_text_input if text else build_image_input)(config)
+        self.embed_tokens, self.embeddings = INPUTS[config.embedding["type"]](config)
         frame = Frame(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
@@ -364,3 +365,6 @@ def build_image_input(config: TriuneConfig) -> tuple[nn.Module, nn.Module]:
 
 def build_input_norm(config: TriuneConfig) -> nn.Module:
     return nn.Identity() if config.embedding["norm"] == "none" else build(NORMS, config.norm, config.hidden_size)
+
+
+INPUTS = {"tokens": build_text_input, "patches": build_image_input}

@@ -985,7 +985,7 @@ def test_defaults_are_frozen(older):
         **{"num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 128, "max_position_embeddings": 512},
         **{"layer_types": ["full_attention"] * 2, "sliding_window": None, "tie_word_embeddings": True},
         **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": None},
-        **{"initializer_range": 0.02, "use_cache": False},
+        **{"initializer_range": 0.02, "use_cache": True},
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
     assert {key: config[key] for key in expected} == expected

@@ -43,7 +43,6 @@ def test_derived_fields():
     assert config.final_norm is True
     assert TriuneConfig(norm_placement="post").final_norm is False
     assert TriuneConfig(sliding_window=4, num_hidden_layers=2).layer_types == ["sliding_attention"] * 2
-    assert (TriuneConfig().use_cache, TriuneConfig(attention="causal").use_cache) == (False, True)
     assert TriuneConfig(embedding={"type": "patches", "cls_token": False}).pooling["type"] == "mean"
 
 
@@ -70,6 +69,7 @@ def test_preset_overrides_merge_options():
     assert preset("vit-mini", embedding={"image_size": 64}).embedding["patch_size"] == 4
     assert preset("bert-mini", embedding={"type": "tokens"}).embedding["norm"] == "none"
     assert preset("gpt2-mini", position={"type": "rotary", "theta": 5.0}).position["theta"] == 5.0
+    assert preset("modernbert-mini", num_hidden_layers=4).layer_types.count("full_attention") == 2
     assert preset("gpt2-mini", norm={"eps": 0.5}).norm == {"type": "layernorm", "eps": 0.5, "bias": True}
     assert "did you mean 'bert-mini'?" in message(lambda: preset("bert-minni"))
 
@@ -91,8 +91,26 @@ REFUSED = {
         {"norm": {"type": "layernorm", "eps": -1.0}},
         "norm['eps']=-1.0 is not allowed: it must be a number above 0",
     ),
-    "entry without a type": ({"position": {"theta": 1.0}}, "position needs a type"),
-    "size out of range": ({"hidden_size": 0}, "hidden_size=0 is not allowed: it must be None or an integer of at"),
+    "options of another choice": ({"position": {"theta": 1.0}}, "position 'learned' has no option 'theta'"),
+    "type that is no name": ({"position": {"type": ["rotary"]}}, "position needs a type that is one of"),
+    "size out of range": ({"hidden_size": 0}, "hidden_size=0 is not allowed: it must be an integer of at least 1"),
+    "optional size out of range": ({"head_dim": 0}, "head_dim=0 is not allowed: it must be None or an integer of at"),
+    "window that no layer has": (
+        {"num_hidden_layers": 1, "layer_types": ["full_attention"], "sliding_window": 4},
+        "sliding_window=4, but no layer",
+    ),
+    "odd buckets for two directions": (
+        {"position": {"type": "relative", "num_buckets": 5}},
+        "num_buckets=5 between two directions: it must be even",
+    ),
+    "distances that all have a bucket": (
+        {"position": {"type": "relative", "max_distance": 8}},
+        "max_distance must be above 8",
+    ),
+    "the same, one direction": (
+        {"position": {"type": "relative", "max_distance": 16}, "attention": "causal"},
+        "max_distance must be above 16",
+    ),
     "wrong type": ({"hidden_size": "768"}, "hidden_size"),
     "probability": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5 is not allowed"),
     "unknown activation": ({"hidden_act": "gelo"}, "hidden_act='gelo' is not allowed: it must be one of gelu"),
@@ -171,6 +189,13 @@ def test_pairs_are_checked_when_a_model_is_built():
     config.num_key_value_heads = 4
     config.position["typo"] = 1
     assert "no option 'typo'" in message(lambda: TriuneModel(config))
+    config.position = {"type": "rotary"}
+    config.position["type"] = "sinusoidal"
+    assert "position 'sinusoidal' has no option" in message(lambda: TriuneModel(config))
+    config.position, config.pooling = "learned", None
+    config.norm["type"] = "rmsnorm"
+    config.norm.pop("bias")
+    assert type(TriuneModel(config).norm).__name__ == "RMSNorm"  # and the pooling is derived again
 
 
 def test_every_field_is_documented_or_plain():
@@ -191,6 +216,14 @@ def test_round_trip(tmp_path):
         for field in TriuneConfig.__dataclass_fields__:
             if field != "transformers_version":
                 assert getattr(loaded, field) == getattr(preset(name), field), (name, field)
+
+
+def test_overrides_when_loading(tmp_path):
+    """Fields given to from_pretrained change the loaded ones, options of an axis keep the others."""
+    preset("vit-mini").save_pretrained(tmp_path)
+    config = TriuneConfig.from_pretrained(tmp_path, embedding={"image_size": 64}, hidden_dropout_prob=0.3)
+    assert (config.embedding["image_size"], config.embedding["patch_size"]) == (64, 4)
+    assert (config.hidden_dropout_prob, config.num_positions) == (0.3, 257)
 
 
 def test_saved_file_says_everything(tmp_path):

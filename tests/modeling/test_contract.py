@@ -20,7 +20,7 @@ def small(name):
     fields = PRESETS[name]
     changes = {**SMALL, **NO_DROPOUT, "num_labels": 5}
     if "layer_types" in fields:
-        changes |= {"layer_types": fields["layer_types"][:2], "sliding_window": 3}
+        changes["sliding_window"] = 3
     if "num_key_value_heads" in fields:
         changes["num_key_value_heads"] = 2
     if preset(name).embedding["type"] == "patches":
@@ -97,7 +97,8 @@ def test_every_parameter_gets_a_gradient(name, head):
     output = model(**batch)
     value = output.loss if "labels" in batch else output.last_hidden_state.square().sum() + output.pooler_output.sum()
     value.backward()
-    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+    idle = [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert idle == []
 
 
 @torch.no_grad()
@@ -181,9 +182,42 @@ def test_a_pretrained_backbone_gets_a_new_head(source, name, head, tmp_path):
     )
     for key, value in model.state_dict().items():
         assert value.isfinite().all(), key
-    fresh = [model.state_dict()[key] for key in report["missing_keys"] if key.endswith("weight")]
-    for weight in (weight for weight in fresh if weight.dim() == 2 and weight.numel() > 1000):
-        assert 0.01 < weight.std().item() < 0.03
+    for key in report["missing_keys"]:
+        expected = documented_start(key, model.config)
+        assert_start(key, model.state_dict()[key], expected)
+
+
+def documented_start(name, config):
+    """(mean, std) of a parameter, as the table of `_init_weights` has it."""
+    if name.endswith("bias"):
+        return 0.0, 0.0
+    if "norm" in name:
+        return 1.0, 0.0
+    if name.endswith("residual.scale"):
+        return config.residual["init"], 0.0
+    into_stream = name.endswith(("o_proj.weight", "down_proj.weight")) and config.norm_placement == "pre"
+    return 0.0, config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if into_stream else 1.0)
+
+
+def assert_start(name, value, expected):
+    """Within five standard errors of the documented mean and spread."""
+    mean, std = expected
+    error = 5 * std / math.sqrt(value.numel()) + 1e-9
+    assert value.isfinite().all(), name
+    assert abs(value.mean().item() - mean) <= error, name
+    assert abs(value.std(correction=0).item() - std) <= error, name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_start_is_as_documented(name):
+    """Mean and spread of every parameter of every preset against the table of `_init_weights`."""
+    changes = {"residual": "layer_scale"} if name == "vit-b16" else {}
+    config = small(name)
+    for field, value in changes.items():
+        setattr(config, field, value)
+    config.hidden_size, config.num_attention_heads, config.head_dim, config.num_key_value_heads = 96, 6, 16, 6
+    for key, value in modeling.TriuneModel(config).named_parameters():
+        assert_start(key, value.detach(), documented_start(key, config))
 
 
 def test_no_buffers_outside_the_checkpoint():

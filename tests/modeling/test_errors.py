@@ -115,14 +115,53 @@ def test_labels_of_the_wrong_shape(masked, causal, image):
         causal(ids(2, 6), labels=ids(12))
     with says(ValueError, "logits_to_keep=0", r"\(2, 1\), got \(2, 6\)"):
         causal(ids(2, 6), labels=ids(2, 6), logits_to_keep=1)
-    with says(ValueError, r"labels must have shape \(batch,\) = \(2,\), got \(2, 1\)"):
-        image(torch.zeros(2, 3, 16, 16), labels=ids(2, 1))
+    with says(ValueError, r"labels must have shape \(batch,\) = \(2,\), got \(2, 2\)"):
+        image(torch.zeros(2, 3, 16, 16), labels=ids(2, 2))
+    assert image(torch.zeros(2, 3, 16, 16), labels=ids(2, 1)).loss.isfinite()
     tagger = TriuneForTokenClassification(TriuneConfig(**TEXT))
     with says(ValueError, r"\(batch, length\) = \(2, 6\), got \(2,\)"):
         tagger(ids(2, 6), labels=ids(2))
     several = TriuneForSequenceClassification(TriuneConfig(**TEXT, num_labels=4))
     with says(ValueError, r"\(batch, num_labels\) = \(2, 4\), got \(2, 3\)"):
         several(ids(2, 6), labels=torch.zeros(2, 3))
+    number = TriuneForSequenceClassification(TriuneConfig(**TEXT, num_labels=1))
+    with says(ValueError, r"\(batch,\) = \(2,\), got \(3,\)"):
+        number(ids(2, 6), labels=torch.zeros(3))
+    several.config.problem_type = "single_label_classification"
+    with says(ValueError, "single_label_classification must be integers", "float32"):
+        several(ids(2, 6), labels=torch.zeros(2))
+
+
+def test_unknown_problem_type():
+    """A typo is refused when it is set, not trained with another loss."""
+    config = TriuneConfig(**TEXT)
+    with says(ValueError, "problem_type='regresion'", "'regression'"):
+        config.problem_type = "regresion"
+
+
+def test_segment_and_position_out_of_range():
+    """The offending number and the range."""
+    embedding = {"type": "tokens", "type_vocab_size": 2}
+    model = TriuneForMaskedLM(TriuneConfig(**TEXT, embedding=embedding)).eval()
+    with says(IndexError, "token_type_ids holds 2", "0 to 1"):
+        model(ids(1, 3), token_type_ids=torch.tensor([[0, 1, 2]]))
+    with says(IndexError, "position -1", "8 learned positions"):
+        model(ids(1, 3), position_ids=torch.tensor([[0, -1, 2]]))
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_classifier_without_a_mask_finds_the_padding(attention, side):
+    """A padded text without an attention mask: the pooled token is a real one, told by the padding id."""
+    config = TriuneConfig(
+        **{**TEXT, "max_position_embeddings": 16}, attention=attention, pooling="last", pad_token_id=0
+    )
+    model = TriuneForSequenceClassification(config).eval()
+    text, pads = torch.randint(1, 50, (1, 5)), ids(1, 3)
+    padded = torch.cat([text, pads] if side == "right" else [pads, text], dim=1)
+    hidden = model.model(padded).last_hidden_state
+    last = hidden[:, 4] if side == "right" else hidden[:, -1]
+    torch.testing.assert_close(model(padded).logits, model.classifier(last))
 
 
 @pytest.mark.parametrize(

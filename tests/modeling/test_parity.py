@@ -5,6 +5,7 @@ The tables here map names one way and transpose where GPT-2 stores transposed ma
 library's conversion must not be checked with itself.
 """
 
+import copy
 import re
 
 import pytest
@@ -113,10 +114,12 @@ def renamed(table, name, weight):
 
 
 def copy_weights(reference, model, table):
-    """Give both models fresh random weights that are the same, every tensor accounted for."""
+    """Give both models fresh random weights that are the same, every tensor accounted for. Large ones: each layer then
+    changes the hidden states much, and a wrong constant (an epsilon, an activation) shows in the logits."""
     with torch.no_grad():
         for parameter in reference.parameters():
-            parameter.normal_(std=0.2 if parameter.dim() == 1 else 0.05)
+            fan_in = parameter.shape[-1] if parameter.dim() == 2 else 1
+            parameter.normal_(std=0.3 if parameter.dim() == 1 else 2.0 / fan_in**0.5)
     state = {}
     for name, weight in reference.state_dict().items():
         state |= renamed(table, name, weight.clone())
@@ -231,7 +234,54 @@ def test_vit_equals_reference():
         ours = model(images, output_hidden_states=True).hidden_states
     assert len(ours) == len(theirs) == 4
     for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("bert", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("bert", {"norm_placement": "pre", "final_norm": False}),
+        ("gpt2", {"hidden_act": "gelu"}),
+        ("gpt2", {"attention": {"scale": 0.3}}),
+        ("llama", {"position": {"theta": 9000.0}}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("modernbert", {"position": {"local_theta": 160000.0}}),
+        ("modernbert", {"position": {"theta": 10000.0}}),
+        ("modernbert", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("modernbert", {"sliding_window": 5}),
+    ],
+)
+def test_a_wrong_model_would_be_noticed(family, changes):
+    """The negative control: one wrong constant moves the logits by more than five times what parity allows."""
+    make, sizes = TEXT_PAIRS[family]
+    reference, model = make(**sizes)
+    config = copy.deepcopy(model.config)
+    for field, value in changes.items():
+        setattr(config, field, value)
+    wrong = type(model)(config).eval()
+    wrong.load_state_dict(model.state_dict())
+    ids, mask = text_batch(99)
+    assert largest_difference(reference, wrong, mask, input_ids=ids, attention_mask=mask) > 5e-5
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, vit, llama, modernbert])
+def test_constants_that_logits_hardly_show(make):
+    """The epsilons of all norms, at the published presets, against the reference's."""
+    sizes = TEXT_PAIRS[make.__name__][1] if make.__name__ in TEXT_PAIRS else IMAGE_SIZES
+    epsilons = [
+        {
+            module.eps if hasattr(module, "eps") else module.variance_epsilon
+            for module in model.modules()
+            if is_norm(module)
+        }
+        for model in make(**sizes)
+    ]
+    assert len(epsilons[0]) == 1 and epsilons[0] == epsilons[1]
+
+
+def is_norm(module):
+    return type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
 
 
 @pytest.mark.parametrize("family", TEXT_PAIRS)

@@ -428,7 +428,7 @@ def test_pooler_without_and_with_a_mask():
 def test_prediction_transform_equals_berts():
     """Projection, activation, norm against BertPredictionHeadTransform."""
     theirs = hf.models.bert.modeling_bert.BertPredictionHeadTransform(hf.BertConfig(hidden_size=16))
-    ours = PredictionTransform(16, "gelu", bias=True, norm=nn.LayerNorm(16, eps=1e-12))
+    ours = PredictionTransform(16, "gelu", norm=nn.LayerNorm(16, eps=1e-12), dense_bias=True)
     ours.dense.load_state_dict(theirs.dense.state_dict())
     x = torch.randn(2, 16)
     torch.testing.assert_close(ours(x), theirs(x))
@@ -449,6 +449,13 @@ def labels_with_holes(shape, classes):
     labels = torch.randint(0, classes, shape)
     labels.flatten()[::3] = -100
     return labels
+
+
+def test_mean_pooling_in_half_precision():
+    """3,000 tokens of mean 30, whose sum half precision cannot hold, against the mean."""
+    x = torch.full((1, 3000, 2), 30.0, dtype=torch.float16)
+    ones = torch.ones(1, 3000, dtype=torch.long)
+    torch.testing.assert_close(POOLINGS["mean"](x, ones, 0, 0), x[:, 0], atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize("items", [None, 7, torch.tensor(11)])
@@ -487,7 +494,8 @@ def test_nothing_to_learn_costs_nothing():
     """All labels ignored: a loss of 0 and finite gradients, where transformers gives NaN."""
     logits = torch.randn(2, 4, 6, requires_grad=True)
     nothing = torch.full((2, 4), -100)
-    for loss in (losses.token_loss(logits, nothing), losses.next_token_loss(logits, nothing)):
+    counted = losses.token_loss(logits, nothing, num_items_in_batch=torch.tensor(0))
+    for loss in (losses.token_loss(logits, nothing), losses.next_token_loss(logits, nothing), counted):
         assert loss.item() == 0.0
         loss.backward()
     assert torch.equal(logits.grad, torch.zeros_like(logits))
