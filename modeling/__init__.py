@@ -5,14 +5,7 @@ import transformers
 
 from triune.configuration.configuration_triune import HEADS, TriuneConfig
 from triune.modeling import modeling_triune
-from triune.modeling.modeling_triune import (
-    TriuneForCausalLM,
-    TriuneForImageClassification,
-    TriuneForMaskedLM,
-    TriuneForSequenceClassification,
-    TriuneForTokenClassification,
-    TriuneModel,
-)
+from triune.modeling.modeling_triune import *  # noqa: F403 - the heads, as its __all__ lists them
 
 
 transformers.AutoConfig.register("triune", TriuneConfig, exist_ok=True)
@@ -21,11 +14,4 @@ for name, head in HEADS.items():
     auto_class.register(TriuneConfig, getattr(modeling_triune, name), exist_ok=True)
 
 
-__all__ = [
-    "TriuneForCausalLM",
-    "TriuneForImageClassification",
-    "TriuneForMaskedLM",
-    "TriuneForSequenceClassification",
-    "TriuneForTokenClassification",
-    "TriuneModel",
-]
+__all__ = modeling_triune.__all__
