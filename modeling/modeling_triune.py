@@ -38,7 +38,10 @@ else:
 
 
 class TriuneModel(Transformer):
-    """The backbone alone: hidden states of every token or patch, and one pooled vector."""
+    """The backbone alone: hidden states of every token or patch, and one pooled vector.
+
+    The heads take the same arguments, and `labels`.
+    """
 
     def __init__(self, config: TriuneConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -61,6 +64,19 @@ class TriuneModel(Transformer):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """
+        Args:
+            input_ids: Token ids (batch, length), for a model of tokens.
+            attention_mask: 1 for real tokens, 0 for padding (batch, length); or a finished mask with four dimensions.
+            position_ids: Where each token stands; by default one after the other, behind what the cache has seen. Give
+                them for left padding with absolute positions, as `generate` does, and restart them to pack sequences.
+            past_key_values: A cache; its keys and values come before those of this call.
+            inputs_embeds: Vectors (batch, length, hidden) instead of `input_ids` or `pixel_values`.
+            use_cache: Return a cache, where attention is causal.
+            token_type_ids: The segment of each token; ignored by a model without segments.
+            pixel_values: Images (batch, channels, height, width), for a model of patches.
+            interpolate_pos_encoding: Take images of another size than the model was built for.
+        """
         if use_cache and self.is_causal and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         hidden_states = self.embed(
