@@ -1,0 +1,72 @@
+"""Recipes and flags: precedence, and what an unknown or ill-typed one is told."""
+
+import pytest
+
+from triune.training.arguments import parse
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        file = tmp_path / "mine.yaml"
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+def message(argv):
+    with pytest.raises(ValueError) as caught:
+        parse(argv)
+    return str(caught.value)
+
+
+def test_flag_beats_recipe_beats_default(recipe):
+    """One number from each: the default, the recipe's, the flag's."""
+    path = recipe("task: masked_lm\nlearning_rate: 2e-3\nmax_steps: 70\n")
+    arguments = parse([path, "--max_steps", "9", "--mixed_precision=bf16"])
+    assert arguments.training.learning_rate == 2e-3  # YAML alone would read 2e-3 as a word
+    assert (arguments.training.max_steps, arguments.training.mixed_precision) == (9, "bf16")
+    assert (arguments.training.warmup_steps, arguments.model.task) == (100, "masked_lm")
+    assert arguments.training.output_dir == "runs/mine"
+    assert parse([]).training.output_dir == "runs/run"
+
+
+def test_everything_is_written_down(recipe):
+    """`as_dict` holds every flag once, and reading it back as a recipe gives the same arguments."""
+    import yaml
+
+    first = parse([recipe("preset: bert-mini\nconfig: {hidden_size: 64, position: rotary}\n"), "--seed", "3"])
+    again = parse([recipe(yaml.safe_dump(first.as_dict()))])
+    assert again.as_dict() == first.as_dict()
+    assert yaml.safe_load(first.model.config) == {"hidden_size": 64, "position": "rotary"}
+
+
+def test_flags_are_not_guessed(recipe):
+    """A prefix of a flag is no flag; a typo is answered with the nearest name, in a flag and in a recipe."""
+    assert "there is no flag --learning_rat; did you mean 'learning_rate'?" in message(["--learning_rat", "1"])
+    assert "there is no flag --max_step; did you mean 'max_steps'?" in message(["--max_step=1"])
+    assert "there is no flag 'lerning_rate'; did you mean 'learning_rate'?" in message([recipe("lerning_rate: 1\n")])
+
+
+def test_recipe_that_is_none(recipe, tmp_path, monkeypatch):
+    """A missing file lists the recipes there are; a file that is a list, or has a word for a number, says so."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "bert.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert "no recipe 'recipes/bret.yaml'; did you mean 'recipes/bert.yaml'?" in message(["recipes/bret.yaml"])
+    assert "a recipe is a mapping of flags to values, got list" in message([recipe("- a\n- b\n")])
+    assert "max_steps='many' in the recipe is a str, and the flag wants int" in message([recipe("max_steps: many\n")])
+
+
+def test_wrong_value_on_the_command_line(capsys):
+    """argparse names the flag and the value."""
+    with pytest.raises(SystemExit):
+        parse(["--max_steps", "many"])
+    error = capsys.readouterr().err
+    assert "--max_steps" in error and "invalid int value: 'many'" in error
+
+
+def test_dashes_are_underscores():
+    """`--max-steps` is `--max_steps`, as in Hugging Face's parser."""
+    assert parse(["--max-steps", "7"]).training.max_steps == 7

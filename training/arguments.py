@@ -1,0 +1,154 @@
+"""Recipes and flags: what a run is told, in three small dataclasses.
+
+`train.py recipes/bert.yaml --learning_rate 1e-3`: a flag beats the recipe, the recipe beats the default. A recipe is a
+flat YAML file whose keys are the flags, plus `config`, a mapping of fields of `TriuneConfig`. Names are Hugging Face's
+where it has one. An unknown key is an error that names the nearest valid one; flags are not guessed from a prefix.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from triune.configuration.configuration_triune import nearest
+
+
+def text(default: Any, help: str, **metadata) -> Any:
+    """A field with its line in `--help`."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    task: str | None = text(None, "what is asked of the model; `--list` shows the tasks")
+    preset: str | None = text(None, "the named configuration to start from")
+    config: str | None = text(None, "fields of the configuration, as YAML: 'hidden_size: 128, position: rotary'")
+    model_name_or_path: str | None = text(None, "a saved Triune model to go on from, instead of a preset")
+    tokenizer_name: str | None = text(None, "a saved tokenizer, instead of training one on the data")
+    tokenizer_type: str = text("wordpiece", "the tokenizer to train: wordpiece, bpe (byte-level) or characters")
+    vocab_size: int = text(512, "the size of the tokenizer to train; for characters the most it may hold")
+    freeze: str | None = text(None, "parameters that are not trained: a regular expression over their names")
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = text(None, "a bundled set (pydocs, digits, letters), or a name for `datasets`")
+    dataset_config_name: str | None = text(None, "the configuration of a Hub dataset")
+    train_file: str | None = text(None, "local text, CSV, JSON lines or Parquet; globs are expanded")
+    validation_file: str | None = text(None, "the same, for validation; without it a share is split off")
+    train_dir: str | None = text(None, "a folder of images, one folder for each class")
+    validation_dir: str | None = text(None, "the same, for validation")
+    text_column: str = text("text", "the column that holds the text")
+    image_column: str = text("image", "the column that holds the image")
+    label_column: str = text("label", "the column that holds the label")
+    validation_split_percentage: float = text(
+        5.0, "how much is split off, by whole documents, without a validation set"
+    )
+    max_seq_length: int = text(128, "tokens in a sequence")
+    mlm_probability: float = text(0.15, "share of tokens that a masked language model has to predict, in training")
+    eval_mlm_probability: float = text(0.15, "the same, in evaluation")
+    max_train_samples: int | None = text(None, "use only so many training samples")
+    max_eval_samples: int | None = text(None, "use only so many validation samples")
+    dataloader_num_workers: int = text(0, "processes that prepare batches beside the training process")
+
+
+@dataclass
+class TrainingArguments:
+    output_dir: str | None = text(None, "the run folder; default: runs/<name of the recipe>")
+    seed: int = text(0, "every random choice follows from it")
+    max_steps: int = text(1000, "optimiser steps")
+    max_minutes: float | None = text(None, "stop after so many minutes of training, evaluate and save")
+    per_device_train_batch_size: int = text(32, "samples of one forward pass on one device")
+    per_device_eval_batch_size: int = text(64, "the same, in evaluation")
+    gradient_accumulation_steps: int = text(1, "forward passes of one optimiser step")
+    optim: str = text("adamw", "the optimiser, by name")
+    learning_rate: float = text(1e-3, "its highest value")
+    weight_decay: float = text(0.01, "decoupled, on matrices")
+    adam_beta1: float = text(0.9, "decay of the mean of the gradient")
+    adam_beta2: float = text(0.99, "decay of the mean of its square")
+    adam_epsilon: float = text(1e-8, "added to the square root")
+    layer_decay: float = text(1.0, "factor of the learning rate from each layer to the one below it")
+    lr_scheduler_type: str = text("cosine", "how the learning rate goes, by name")
+    warmup_steps: int = text(100, "steps in which it rises from 0")
+    max_grad_norm: float = text(1.0, "gradients are scaled down to this norm; 0: never")
+    mixed_precision: str = text("no", "no, bf16 or fp16")
+    label_smoothing_factor: float = text(0.0, "share of the target that is spread over all classes")
+    ema_decay: float = text(0.0, "keep a moving average of the weights and evaluate and save it; 0: no")
+    logging_steps: int = text(50, "steps between two lines")
+    eval_steps: int = text(250, "steps between two evaluations")
+    save_steps: int = text(250, "steps between two checkpoints")
+    resume_from_checkpoint: str = text(
+        "auto", "auto: go on where this run folder stopped; no: start over; or a folder"
+    )
+    dry_run: bool = text(False, "build everything, print the plan and its cost, run one step, write nothing")
+
+
+@dataclass
+class Arguments:
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    recipe: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every flag with the value it came to, as it is written into the run folder."""
+        groups = (self.model, self.data, self.training)
+        return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+
+
+GROUPS = (ModelArguments, DataArguments, TrainingArguments)
+
+
+def known_flags() -> dict[str, dataclasses.Field]:
+    return {item.name: item for group in GROUPS for item in dataclasses.fields(group)}
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys of a recipe, each of them a flag."""
+    file = Path(path)
+    if not file.is_file():
+        recipes = sorted(str(found) for found in Path("recipes").glob("*.yaml"))
+        raise ValueError(f"no recipe {path!r}{nearest(path, recipes)}; there are {', '.join(recipes) or 'none here'}")
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of flags to values, got {type(content).__name__}")
+    for key in content:
+        if key not in known_flags():
+            raise ValueError(f"{path}: there is no flag {key!r}{nearest(key, known_flags())}")
+    return content
+
+
+def parse(argv: list[str] | None = None) -> Arguments:
+    """The arguments of a run from a command line: an optional recipe, then flags."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    parser = HfArgumentParser(GROUPS, allow_abbrev=False, prog="train.py [recipe.yaml]")
+    flags = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    for flag in flags:
+        if flag not in known_flags() and flag != "help":
+            raise ValueError(f"there is no flag --{flag}{nearest(flag, known_flags())}")
+    content = read_recipe(recipe) if recipe else {}
+    parser.set_defaults(**{key: as_flag(key, value) for key, value in content.items()})
+    model, data, training = parser.parse_args_into_dataclasses(argv)
+    training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"
+    return Arguments(model, data, training, recipe)
+
+
+def as_flag(key: str, value: Any) -> Any:
+    """YAML reads 1e-3 as a word and `config` as a mapping; a flag wants a number and a line of text."""
+    kind = known_flags()[key].type
+    if key == "config":
+        return (
+            yaml.safe_dump(value, default_flow_style=True, width=10**6).strip() if isinstance(value, dict) else value
+        )
+    if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return float(value)
+    expected = [part for part in (bool, int, float, str) if part is kind or part in getattr(kind, "__args__", ())]
+    if value is not None and expected and not isinstance(value, tuple(expected)):
+        names = " or ".join(part.__name__ for part in expected)
+        raise ValueError(f"{key}={value!r} in the recipe is a {type(value).__name__}, and the flag wants {names}")
+    return value

@@ -1,0 +1,98 @@
+"""Tokenizers trained on the data: WordPiece as BERT has it, byte-level BPE as GPT-2 has it, or single characters.
+
+Each is a fast tokenizer of transformers, saved with the model, with the same special tokens at the same ids. BPE and
+characters give the text back when decoded; WordPiece keeps the words and their case, not the spaces between them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from triune.configuration.configuration_triune import nearest
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL))
+
+
+def wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The trainer numbers symbols as its hash tables fall and breaks ties by number: its alphabet is given to it in
+    order, the continuing forms (##x) too, so that the same text gives the same tokenizer everywhere."""
+    normalizer, splitter = normalizers.NFC(), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        letters.update(dict.fromkeys(word, count))
+    alphabet = sorted(sorted(letters), key=letters.get, reverse=True)[: vocab_size // 3]
+    inside = {"##" + letter for word in words for letter in word[1:] if letter in set(alphabet)}
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL, *sorted(alphabet), *sorted(inside)],
+        limit_alphabet=len(alphabet),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    draft = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    draft.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    draft.train_from_iterator((f"{word} " * count for word, count in sorted(words.items())), trainer)
+    found = sorted(set(draft.get_vocab()) - set(SPECIAL))
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *found])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def characters(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """One token for each of the most frequent characters; the others are [UNK]."""
+    counts = Counter(character for text in texts for character in text)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size - len(SPECIAL)]
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *sorted(frequent)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+TOKENIZERS = {"wordpiece": wordpiece, "bpe": byte_level_bpe, "characters": characters}
+SMALLEST = {"wordpiece": 64, "bpe": 256 + len(SPECIAL), "characters": len(SPECIAL) + 1}
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of the named kind, which frames a text as [CLS] text [SEP] unless told not to add special tokens."""
+    if kind not in TOKENIZERS:
+        raise ValueError(f"tokenizer_type={kind!r} is not one of {', '.join(TOKENIZERS)}{nearest(kind, TOKENIZERS)}")
+    if vocab_size < SMALLEST[kind]:
+        raise ValueError(f"vocab_size={vocab_size} is too small for a {kind} tokenizer: at least {SMALLEST[kind]}")
+    tokenizer = TOKENIZERS[kind](texts, vocab_size)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **names,
+        mask_token="[MASK]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
