@@ -1,6 +1,7 @@
 """Schedules against transformers' own, step by step, and their ends, order and errors."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_equals_transformers(name, options, theirs, warmup):
 def test_rises_then_falls(name):
     """Never down before the end of the warm-up, never up after it, and within 0 and 1."""
     values = curve(name)
-    assert all(one <= other for one, other in zip(values[:WARMUP], values[1 : WARMUP + 1]))
-    assert all(one >= other for one, other in zip(values[WARMUP:], values[WARMUP + 1 :]))
+    assert all(one <= other for one, other in pairwise(values[: WARMUP + 1]))
+    assert all(one >= other for one, other in pairwise(values[WARMUP:]))
     assert 0.0 <= min(values) and max(values) == 1.0
 
 
