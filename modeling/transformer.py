@@ -193,7 +193,7 @@ class TriunePreTrainedModel(PreTrainedModel):
     config: TriuneConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["TransformerLayer", "TokenInput", "PatchInput"]  # noqa: RUF012 - transformers' class fields
+    _no_split_modules = ["TransformerLayer"]  # noqa: RUF012 - transformers' class fields; FSDP2 wants each name found
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flex_attn = True

@@ -220,6 +220,13 @@ def test_start_is_as_documented(name):
         assert_start(key, value.detach(), documented_start(key, config))
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_named_layers_exist(name):
+    """accelerate's FSDP2 refuses a model that names a class it does not have: each name is found in each preset."""
+    model = build(name, "TriuneModel")
+    assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}
+
+
 def test_no_buffers_outside_the_checkpoint():
     """Non-persistent buffers come back as garbage from `from_pretrained`: no preset has a buffer of any kind."""
     for name in PRESETS:
