@@ -101,8 +101,9 @@ class Segments(nn.Embedding):
         try:
             return super().forward(token_type_ids)
         except IndexError as error:  # on the CPU; a GPU reports its own assertion
+            wrong = token_type_ids[(token_type_ids < 0) | (token_type_ids >= self.num_embeddings)]
             raise IndexError(
-                f"token_type_ids holds {int(token_type_ids.max())}, but the model has {self.num_embeddings} segments, "
+                f"token_type_ids holds {int(wrong[0])}, but the model has {self.num_embeddings} segments, "
                 f"0 to {self.num_embeddings - 1} (type_vocab_size)"
             ) from error
 

@@ -143,8 +143,9 @@ def test_segment_and_position_out_of_range():
     """The offending number and the range."""
     embedding = {"type": "tokens", "type_vocab_size": 2}
     model = TriuneForMaskedLM(TriuneConfig(**TEXT, embedding=embedding)).eval()
-    with says(IndexError, "token_type_ids holds 2", "0 to 1"):
-        model(ids(1, 3), token_type_ids=torch.tensor([[0, 1, 2]]))
+    for wrong in (2, -1):
+        with says(IndexError, f"token_type_ids holds {wrong}", "0 to 1"):
+            model(ids(1, 3), token_type_ids=torch.tensor([[0, 1, wrong]]))
     with says(IndexError, "position -1", "8 learned positions"):
         model(ids(1, 3), position_ids=torch.tensor([[0, -1, 2]]))
 

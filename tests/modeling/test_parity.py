@@ -6,7 +6,9 @@ library's conversion must not be checked with itself.
 """
 
 import copy
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -382,7 +384,22 @@ def figures():
     yield ("vit", *(largest_difference(*pair, pixel_values=torch.randn(2, 3, side, side)) for pair, side in sides))
 
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "parity.json"
+
+
+def test_readme_figures():
+    """What the README says of parity against the committed file that this script wrote."""
+    largest = {family: max(sizes.values()) for family, sizes in json.loads(RESULTS.read_text())["difference"].items()}
+    assert largest.pop("bert") == largest.pop("llama") == 0.0
+    assert set(largest) == {"gpt2", "modernbert", "vit"} and max(largest.values()) < 3e-6
+
+
 if __name__ == "__main__":  # python tests/modeling/test_parity.py
     torch.manual_seed(0)
+    found = {}
     for family, tiny, large in figures():
+        found[family] = {"tiny": tiny, "base": large}
         print(f"{family:12} tiny {tiny:.1e}   base {large:.1e}")
+    versions = {"torch": torch.__version__, "transformers": hf.__version__, "threads": torch.get_num_threads()}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({"difference": found, **versions}, indent=1) + "\n", encoding="utf-8")

@@ -1,16 +1,12 @@
 """The moving average against its formula; swapped in and out, saved and loaded, and over two processes."""
 
-import multiprocessing
-import os
-import traceback
-
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from two_processes import run_in_two
 
 from triune.configuration import TriuneConfig
 from triune.modeling import TriuneForCausalLM
@@ -127,7 +123,7 @@ def test_errors():
 # Two processes
 
 
-def sharded() -> None:
+def sharded(rank: int) -> None:
     """Parameters cut by FSDP2, whose root keeps what it gathered for a forward: the average must get past that."""
     torch.manual_seed(0)
     model, reference = make_model().eval(), make_model().eval()
@@ -157,30 +153,7 @@ def sharded() -> None:
         torch.testing.assert_close(average.full_tensor(), other)
 
 
-def enter(rank: int, folder: str, failures) -> None:
-    os.environ.update(GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-        sharded()
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        failures.put(f"rank {rank}:\n{traceback.format_exc()}")
-
-
 @pytest.mark.slow
 def test_sharded_over_two_processes(tmp_path):
     """Updates, and logits before, within and after a swap, of a model cut in two against the whole one."""
-    context = multiprocessing.get_context("spawn")
-    failures = context.SimpleQueue()
-    workers = [context.Process(target=enter, args=(rank, str(tmp_path), failures), daemon=True) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=100)
-        if worker.exitcode is None:
-            worker.kill()
-    if not failures.empty():
-        pytest.fail(failures.get(), pytrace=False)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_in_two(sharded, tmp_path)

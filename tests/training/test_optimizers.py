@@ -4,14 +4,10 @@ itself interrupted, and, sharded over two processes, against itself in one."""
 import copy
 import json
 import math
-import multiprocessing
-import os
 import re
-import traceback
 
 import pytest
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -23,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 from transformers.trainer_pt_utils import get_parameter_names
+from two_processes import run_in_two
 
 from triune.configuration import TriuneConfig
 from triune.modeling import TriuneForCausalLM, TriuneForImageClassification, TriuneForMaskedLM
@@ -523,34 +520,8 @@ def check_sharded(accelerator, name: str, rank: int) -> None:
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(again["state"][path][entry])), (path, entry)
 
 
-def enter(rank: int, folder: str, failures) -> None:
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    # accelerate asks for an address, though the two have met in a file
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ.update(ranks, **address, CUDA_VISIBLE_DEVICES="")
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-        sharded(rank)
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        failures.put(f"rank {rank}:\n{traceback.format_exc()}")
-
-
 @pytest.mark.slow
 def test_sharded_over_two_processes(tmp_path):
     """Every optimiser with parameters cut by accelerate's FSDP2 against one process, after 3 steps of half of the
     batch each; its state is cut, and can be saved whole and loaded, but for the one that is refused."""
-    context = multiprocessing.get_context("spawn")
-    failures = context.SimpleQueue()
-    workers = [context.Process(target=enter, args=(rank, str(tmp_path), failures), daemon=True) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=150)
-        if worker.exitcode is None:
-            worker.kill()
-    if not failures.empty():
-        pytest.fail(failures.get(), pytrace=False)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_in_two(sharded, tmp_path)
