@@ -20,6 +20,8 @@ from transformers.masking_utils import (
     create_bidirectional_sliding_window_mask,
     create_causal_mask,
     create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -34,18 +36,53 @@ from .positions import POSITIONS, Frame
 from .residuals import RESIDUALS, ScaledResidual
 
 
+BIASED_KERNELS = ("eager", "sdpa", "flex_attention")  # those that take an addend to the scores
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masks
+
+
+def same_document(position_ids: torch.Tensor | None, batch_size: int):
+    """A mask function under which the documents of a packed row do not see each other; None where nothing is packed.
+
+    A row is packed if its positions go up by one and fall back to the lowest: 0 1 2 0 1. Others, such as 4 3 2 1 0,
+    are one document. As in transformers, a traced model takes the mask without looking.
+    """
+    documents = None if position_ids is None else find_packed_sequence_indices(position_ids)
+    if documents is None:
+        return None
+    starts = torch.diff(documents, dim=-1, prepend=documents[:, :1]) != 0
+    lowest = position_ids == position_ids.amin(-1, keepdim=True)
+    packed = (lowest | ~starts).all(-1, keepdim=True)
+    return packed_sequence_mask_function((documents * packed).expand(batch_size, -1))
+
+
+def keep_documents_apart(create_mask):
+    """transformers' causal masks do it by themselves, where neither a mask nor a cache is given; its others do not."""
+
+    def create(inputs_embeds, attention_mask, past_key_values, position_ids, **kwargs):
+        alone = attention_mask is None and past_key_values is None
+        return create_mask(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            and_mask_function=same_document(position_ids if alone else None, inputs_embeds.shape[0]),
+            **kwargs,
+        )
+
+    return create
+
+
 MASKS = {
     "bidirectional": {
-        "full_attention": create_bidirectional_mask,
-        "sliding_attention": create_bidirectional_sliding_window_mask,
+        "full_attention": keep_documents_apart(create_bidirectional_mask),
+        "sliding_attention": keep_documents_apart(create_bidirectional_sliding_window_mask),
     },
     "causal": {
         "full_attention": create_causal_mask,
         "sliding_attention": create_sliding_window_causal_mask,
     },
 }
-
-BIASED_KERNELS = ("eager", "sdpa", "flex_attention")  # those that take an addend to the scores
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
@@ -296,8 +333,6 @@ class Transformer(TriunePreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        if position_ids is None:
-            position_ids = next_positions(hidden_states, past_key_values)
         layer_types = dict.fromkeys(self.config.layer_types)  # each kind once, in an order that does not vary
         masks = attention_mask  # `generate` with a static cache hands over the finished masks by layer type
         if not isinstance(masks, dict):
@@ -307,10 +342,12 @@ class Transformer(TriunePreTrainedModel):
                     inputs_embeds=hidden_states,
                     attention_mask=attention_mask,
                     past_key_values=past_key_values,
-                    position_ids=position_ids,
+                    position_ids=position_ids,  # as given: only then can they restart
                 )
                 for kind in layer_types
             }
+        if position_ids is None:
+            position_ids = next_positions(hidden_states, past_key_values)
         rotations = {kind: self.positions.rotation(hidden_states, position_ids, kind) for kind in layer_types}
         biases = {kind: self.position_bias(hidden_states, past_key_values, kind) for kind in layer_types}
         for layer, kind in zip(self.layers, self.config.layer_types):

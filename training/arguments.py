@@ -6,6 +6,8 @@ where it has one. An unknown key is an error that names the nearest valid one; f
 """
 
 import dataclasses
+import math
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ class ModelArguments:
     tokenizer_name: str | None = text(None, "a saved tokenizer, instead of training one on the data")
     tokenizer_type: str = text("wordpiece", "the tokenizer to train: wordpiece, bpe (byte-level) or characters")
     vocab_size: int = text(512, "the size of the tokenizer to train; for characters the most it may hold")
+    attn_implementation: str | None = text(None, "sdpa, eager, flex_attention, ...; default: transformers' choice")
     freeze: str | None = text(None, "parameters that are not trained: a regular expression over their names")
 
 
@@ -45,14 +48,32 @@ class DataArguments:
     text_column: str = text("text", "the column that holds the text")
     image_column: str = text("image", "the column that holds the image")
     label_column: str = text("label", "the column that holds the label")
+    streaming: bool = text(False, "read the training data as it comes, instead of all of it before the first step")
     validation_split_percentage: float = text(
         5.0, "how much is split off, by whole documents, without a validation set"
     )
+    remove_shared_passages: bool = text(True, "take what also stands in the validation text out of the training text")
+    max_train_samples: int | None = text(None, "use only so many training samples (documents, texts or images)")
+    max_eval_samples: int | None = text(None, "use only so many validation samples")
     max_seq_length: int = text(128, "tokens in a sequence")
+    eval_stride: int | None = text(
+        None, "evaluation: tokens from one row to the next; causal_lm: half a row by default"
+    )
+    group_by_length: bool = text(False, "put texts of like length into a batch: less padding")
     mlm_probability: float = text(0.15, "share of tokens that a masked language model has to predict, in training")
     eval_mlm_probability: float = text(0.15, "the same, in evaluation")
-    max_train_samples: int | None = text(None, "use only so many training samples")
-    max_eval_samples: int | None = text(None, "use only so many validation samples")
+    whole_word_mask: bool = text(False, "mask all tokens of a word or none, in training")
+    fold: int = text(0, "digits: which of five stratified folds is held out")
+    shift: float = text(0.0, "training images are moved by up to so many pixels each way")
+    rotate: float = text(0.0, "turned by up to so many degrees")
+    rescale: float = text(0.0, "enlarged or reduced by up to this share")
+    random_resized_crop: float = text(1.0, "cut to a random part of at least this share of their area")
+    horizontal_flip: float = text(0.0, "mirrored with this probability")
+    rand_augment: int = text(0, "changed by so many random operations: contrast, brightness, shear, ...")
+    rand_augment_magnitude: float = text(0.5, "how strongly, from 0 to 1")
+    random_erasing: float = text(0.0, "a rectangle of them blanked with this probability")
+    mixup_alpha: float = text(0.0, "pairs of them mixed with a share drawn from Beta(alpha, alpha); 0: never")
+    cutmix_alpha: float = text(0.0, "a rectangle of another pasted in, the same; with both, one or the other")
     dataloader_num_workers: int = text(0, "processes that prepare batches beside the training process")
 
 
@@ -62,10 +83,13 @@ class TrainingArguments:
     seed: int = text(0, "every random choice follows from it")
     max_steps: int = text(1000, "optimiser steps")
     max_minutes: float | None = text(None, "stop after so many minutes of training, evaluate and save")
+    max_train_tokens: int | None = text(None, "stop after so many tokens (or images), evaluate and save")
+    early_stopping_patience: int | None = text(None, "stop after so many evaluations without a better one")
     per_device_train_batch_size: int = text(32, "samples of one forward pass on one device")
     per_device_eval_batch_size: int = text(64, "the same, in evaluation")
     gradient_accumulation_steps: int = text(1, "forward passes of one optimiser step")
     optim: str = text("adamw", "the optimiser, by name")
+    optim_args: str | None = text(None, "options of its own, as YAML: 'momentum: 0.9'")
     learning_rate: float = text(1e-3, "its highest value")
     weight_decay: float = text(0.01, "decoupled, on matrices")
     adam_beta1: float = text(0.9, "decay of the mean of the gradient")
@@ -73,18 +97,26 @@ class TrainingArguments:
     adam_epsilon: float = text(1e-8, "added to the square root")
     layer_decay: float = text(1.0, "factor of the learning rate from each layer to the one below it")
     lr_scheduler_type: str = text("cosine", "how the learning rate goes, by name")
+    lr_scheduler_kwargs: str | None = text(None, "options of its own, as YAML: 'min_lr_rate: 0.1'")
     warmup_steps: int = text(100, "steps in which it rises from 0")
     max_grad_norm: float = text(1.0, "gradients are scaled down to this norm; 0: never")
-    mixed_precision: str = text("no", "no, bf16 or fp16")
+    mixed_precision: str | None = text(None, "no, bf16 or fp16; default: what `accelerate launch` was told, or no")
+    fast_fp32: str = text("auto", "auto: float32 products by the fastest exact kernels of this processor; no: torch's")
+    torch_compile: bool = text(False, "compile the model: pays on a GPU, not on a processor")
+    gradient_checkpointing: bool = text(False, "compute activations twice instead of keeping them")
     label_smoothing_factor: float = text(0.0, "share of the target that is spread over all classes")
     ema_decay: float = text(0.0, "keep a moving average of the weights and evaluate and save it; 0: no")
     logging_steps: int = text(50, "steps between two lines")
     eval_steps: int = text(250, "steps between two evaluations")
     save_steps: int = text(250, "steps between two checkpoints")
+    save_total_limit: int = text(2, "how many checkpoints are kept, at least 2")
+    load_best_model_at_end: bool = text(True, "the model folder gets the weights of the best evaluation, not the last")
+    report_to: str = text("none", "besides the files: tensorboard, wandb, trackio, or several with commas")
     resume_from_checkpoint: str = text(
         "auto", "auto: go on where this run folder stopped; no: start over; or a folder"
     )
     dry_run: bool = text(False, "build everything, print the plan and its cost, run one step, write nothing")
+    list: bool = text(False, "list the recipes and the tasks")
 
 
 @dataclass
@@ -95,12 +127,51 @@ class Arguments:
     recipe: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Every flag with the value it came to, as it is written into the run folder."""
+        """Every flag with the value it came to: what a run folder holds, and a recipe that gives the same run."""
         groups = (self.model, self.data, self.training)
-        return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+        flags = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+        flags["config"] = options_of("config", self.model.config) or None
+        return {key: value for key, value in flags.items() if key not in ("list", "dry_run")}
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number: 1.1 of the standard, which PyYAML keeps to, wants 1.0e-3."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=Loader)
+
+
+def options_of(field: str, text: str | None) -> dict[str, Any]:
+    """The options in a flag that holds YAML."""
+    content = read_yaml(text) if text else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{field}={text!r} must be a mapping of names to values, as YAML: 'name: value'")
+    return content
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
+
+# From the lowest value to the highest.
+RANGES = {
+    **dict.fromkeys(("vocab_size", "max_seq_length", "eval_stride", "max_steps"), (1, math.inf)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
+    **dict.fromkeys(("gradient_accumulation_steps", "early_stopping_patience"), (1, math.inf)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (1, math.inf)),
+    **dict.fromkeys(("max_train_samples", "max_eval_samples", "max_train_tokens"), (1, math.inf)),
+    **dict.fromkeys(("seed", "warmup_steps", "dataloader_num_workers", "shift", "rand_augment"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "max_minutes"), (0, math.inf)),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), (0, math.inf)),
+    **dict.fromkeys(("horizontal_flip", "rand_augment_magnitude", "random_erasing", "random_resized_crop"), (0, 1)),
+    **dict.fromkeys(("label_smoothing_factor", "ema_decay"), (0, 1)),
+    "validation_split_percentage": (0, 100),
+    "save_total_limit": (2, math.inf),  # the newest may be the one that is being written
+}
 
 
 def known_flags() -> dict[str, dataclasses.Field]:
@@ -113,7 +184,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     if not file.is_file():
         recipes = sorted(str(found) for found in Path("recipes").glob("*.yaml"))
         raise ValueError(f"no recipe {path!r}{nearest(path, recipes)}; there are {', '.join(recipes) or 'none here'}")
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = read_yaml(file.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe is a mapping of flags to values, got {type(content).__name__}")
     for key in content:
@@ -128,14 +199,26 @@ def parse(argv: list[str] | None = None) -> Arguments:
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None
     parser = HfArgumentParser(GROUPS, allow_abbrev=False, prog="train.py [recipe.yaml]")
     flags = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    switches = {f"no_{name}" for name, item in known_flags().items() if item.default is True}
+    allowed = {*known_flags(), *switches, "help"}
     for flag in flags:
-        if flag not in known_flags() and flag != "help":
-            raise ValueError(f"there is no flag --{flag}{nearest(flag, known_flags())}")
+        if flag not in allowed:
+            raise ValueError(f"there is no flag --{flag}{nearest(flag, allowed)}")
     content = read_recipe(recipe) if recipe else {}
     parser.set_defaults(**{key: as_flag(key, value) for key, value in content.items()})
     model, data, training = parser.parse_args_into_dataclasses(argv)
     training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"
-    return Arguments(model, data, training, recipe)
+    arguments = Arguments(model, data, training, recipe)
+    check_ranges(arguments.as_dict())
+    return arguments
+
+
+def check_ranges(values: dict[str, Any]) -> None:
+    for name, (low, high) in RANGES.items():
+        value = values[name]
+        if value is not None and not low <= value <= high:
+            most = "" if high == math.inf else f" and at most {high}"
+            raise ValueError(f"{name}={value!r} is not allowed: it must be at least {low}{most}")
 
 
 def as_flag(key: str, value: Any) -> Any:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from triune.training.shards import cut_like, whole
+
 
 class Ema:
     """The average of a model's trainable parameters, tied ones once, in float32 at least: bfloat16 would round the
@@ -52,8 +54,8 @@ class Ema:
                 module.reshard()  # what it gathered for the last forward is out of date
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averages by the names of the weights; tensors only."""
-        return dict(self.averages)
+        """The averages by the names of the weights; whole tensors only."""
+        return {name: whole(average) for name, average in self.averages.items()}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -66,7 +68,7 @@ class Ema:
                     f"the average of {name} has shape {tuple(tensors[name].shape)}, "
                     f"and the weight {tuple(average.shape)}"
                 )
-            average.copy_(tensors[name])
+            average.copy_(cut_like(tensors[name], average))
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

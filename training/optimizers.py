@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from triune.configuration.configuration_triune import nearest
 from triune.modeling.positions import Position
+from triune.training.shards import cut_like, whole
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,19 +122,6 @@ def orthogonalized(matrix: torch.Tensor, steps: int, dtype: torch.dtype) -> torc
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def cut_like(tensor: torch.Tensor, sharded: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor that all processes hold."""
-    if not isinstance(sharded, DTensor):
-        return tensor
-    mesh = sharded.device_mesh
-    replicated = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=sharded.placements)
 
 
 class Muon(torch.optim.Optimizer):

@@ -4,7 +4,9 @@ Nothing here has state. The order of the data, the masks and the augmentations a
 and processes, before and after a resume; where a run stands in its data is one number, the step.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +27,8 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def generator(seed: int, *place: int) -> torch.Generator:
     """Random numbers that belong to one place: (epoch, index) for a sample, (step, micro-batch, rank) for dropout."""
-    words = np.random.SeedSequence([seed, *place]).generate_state(2, dtype=np.uint32)
+    # numpy takes [1, 2] and [1, 2, 0] for the same
+    words = np.random.SeedSequence([seed, len(place), *place]).generate_state(2, dtype=np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
@@ -43,33 +46,57 @@ class Plan(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> float:
-        return self.samples / self.per_step
+        return self.samples / self.per_step if self.samples else math.inf  # a stream does not say
 
 
-def step_keys(plan: Plan, seed: int, step: int) -> list[Key]:
+def step_keys(plan: Plan, seed: int, step: int, order: Callable = permutation) -> list[Key]:
     """The samples of a step, across epochs: the same set however they are dealt out afterwards."""
     first = step * plan.per_step
     epochs = range(first // plan.samples, (first + plan.per_step - 1) // plan.samples + 1)
-    order = {epoch: permutation(plan.samples, seed, epoch) for epoch in epochs}
+    orders = {epoch: order(plan.samples, seed, epoch) for epoch in epochs}
     places = (divmod(place, plan.samples) for place in range(first, first + plan.per_step))
-    return [Key(epoch, int(order[epoch][offset])) for epoch, offset in places]
+    return [Key(epoch, int(orders[epoch][offset])) for epoch, offset in places]
+
+
+def my_places(plan: Plan, rank: int) -> list[range]:
+    """Which samples of a step each micro-batch of a process gets."""
+    stride = plan.world * plan.accumulation
+    return [range(rank + micro * plan.world, plan.per_step, stride) for micro in range(plan.accumulation)]
 
 
 class MicroBatches(torch.utils.data.Sampler):
     """The keys of every micro-batch of one process, from a step on: what a DataLoader takes as its batch sampler."""
 
-    def __init__(self, plan: Plan, seed: int, first_step: int, last_step: int, rank: int = 0):
+    def __init__(
+        self, plan: Plan, seed: int, first_step: int, last_step: int, rank: int = 0, order: Callable = permutation
+    ):
         if plan.samples < 1:
             raise ValueError("the training set is empty")
         self.plan, self.seed, self.rank = plan, seed, rank
         self.first_step, self.last_step = first_step, last_step
+        self.order = lru_cache(maxsize=2)(order)  # a step asks for an epoch's again, and for two where they meet
 
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.plan.accumulation
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in range(self.first_step, self.last_step):
-            keys = step_keys(self.plan, self.seed, step)
-            mine = keys[self.rank :: self.plan.world]
-            for micro in range(self.plan.accumulation):
-                yield mine[micro :: self.plan.accumulation]
+            keys = step_keys(self.plan, self.seed, step, self.order)
+            for micro in my_places(self.plan, self.rank):
+                yield [keys[place] for place in micro]
+
+
+class EvaluationBatches(torch.utils.data.Sampler):
+    """Every sample of an evaluation once, dealt to processes. All get the same number of batches, as sharded models
+    need it: what is missing in the last is filled with places beyond the end, which `loading` makes count nothing."""
+
+    def __init__(self, samples: int, per_device: int, world: int = 1, rank: int = 0):
+        self.samples, self.per_device, self.world, self.rank = samples, per_device, world, rank
+
+    def __len__(self) -> int:
+        return -(-self.samples // (self.per_device * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        own = -(-self.samples // self.world)  # alike for all
+        for first in range(0, own, self.per_device):
+            yield [place * self.world + self.rank for place in range(first, min(first + self.per_device, own))]

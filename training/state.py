@@ -1,20 +1,31 @@
 """What a run needs to go on: weights, the optimiser's tensors, and a page of JSON. Nothing that can execute.
 
 A checkpoint is written into a temporary folder and renamed when it is complete, so the newest folder with the right
-name is whole. Where the run stands in its data is the step: order and randomness follow from it.
+name is whole. Where the run stands in its data is the step: order and randomness follow from it. Sharded tensors are
+gathered, so a checkpoint can be read by any number of processes.
 """
 
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from triune.training.shards import cut_like, whole
+
 
 PREFIX = "step-"
+BEST = "best-"
+PAGE = "state.json"
+WEIGHTS, MOMENTS, AVERAGES = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The optimiser
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -24,7 +35,7 @@ def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
     for parameter, entries in content["state"].items():
         for name, value in entries.items():
             target = tensors if torch.is_tensor(value) else numbers
-            target[f"{parameter}.{name}"] = value.clone().contiguous() if torch.is_tensor(value) else value
+            target[f"{parameter}.{name}"] = whole(value).clone().contiguous() if torch.is_tensor(value) else value
     groups = [{key: value for key, value in group.items() if is_plain(value)} for group in content["param_groups"]]
     return tensors, {"numbers": numbers, "groups": groups}
 
@@ -35,64 +46,134 @@ def is_plain(value: Any) -> bool:
 
 def join_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
     """Put back what `split_optimizer` took apart."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **plain["numbers"]}.items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
+    content = optimizer.state_dict()
+    groups = content["param_groups"]
     if len(groups) != len(plain["groups"]):
         raise ValueError(f"the checkpoint has {len(plain['groups'])} parameter groups and this run {len(groups)}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **plain["numbers"]}.items():
+        index, name = key.split(".", 1)
+        if torch.is_tensor(value) and value.shape == parameters[int(index)].shape:
+            value = cut_like(value, parameters[int(index)].detach())
+        state.setdefault(int(index), {})[name] = value
     merged = [{**group, **saved} for group, saved in zip(groups, plain["groups"])]
     optimizer.load_state_dict({"state": state, "param_groups": merged})
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter once: a tied one under its first name."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    """Every parameter once, whole: a tied one under its first name."""
+    return {name: whole(parameter.detach()).contiguous() for name, parameter in model.named_parameters()}
 
 
-def save_checkpoint(folder: Path, step: int, model, optimizer, page: dict[str, Any], keep: int = 2) -> Path:
-    """Write the checkpoint of a step, then drop all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{PREFIX}{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    tensors, plain = split_optimizer(optimizer)
-    save_file(model_tensors(model), partial / "model.safetensors")
-    save_file(tensors, partial / "optimizer.safetensors")
-    page = {**page, "step": step, "optimizer": plain}
-    (partial / "state.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
-    for file in partial.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner only
-    shutil.rmtree(final, ignore_errors=True)
+@torch.no_grad()
+def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    own = dict(model.named_parameters())
+    if tensors.keys() != own.keys():
+        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        raise ValueError(f"{source} does not fit the model: missing {missing[:5]}, unexpected {extra[:5]}")
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} in the file, {tuple(parameter.shape)} in the model"
+            raise ValueError(f"{source} does not fit the model: {name} has shape {shapes}")
+        parameter.copy_(cut_like(tensors[name], parameter))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def replace_folder(final: Path, write) -> Path:
+    """`write(folder)` fills a temporary folder, which then takes the place of the final one."""
+    partial, former = (final.with_name(f".{final.name}.{name}") for name in ("partial", "former"))
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for file in partial.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for its owner only
+    if final.exists():
+        os.rename(final, former)
     os.rename(partial, final)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    shutil.rmtree(former, ignore_errors=True)
     return final
+
+
+def save_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    return replace_folder(folder, lambda partial: save_file(tensors, partial / WEIGHTS))
+
+
+def save_checkpoint(
+    folder: Path, step: int, model, optimizer, page: dict[str, Any], averages=None, keep: int = 2, main: bool = True
+) -> Path:
+    """Write the checkpoint of a step, then drop all but the newest `keep`. All processes call it, one writes."""
+    moments, plain = split_optimizer(optimizer)
+    files = {WEIGHTS: model_tensors(model), MOMENTS: moments}
+    if averages is not None:
+        files[AVERAGES] = averages.state_dict()
+    page = {**page, "step": step, "optimizer": plain}
+
+    def write(partial: Path) -> None:
+        for name, tensors in files.items():
+            save_file(tensors, partial / name)
+        (partial / PAGE).write_text(json.dumps(page, indent=1), encoding="utf-8")
+
+    final = folder / f"{PREFIX}{step:08d}"
+    if main:
+        replace_folder(final, write)
+        drop_old(folder, keep)
+    return final
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """All but the newest `keep`, and the best weights that none of these knows of."""
+    found = checkpoints(folder)
+    for old in found[:-keep]:
+        shutil.rmtree(old)
+    known = {best_of(read_page(checkpoint)) for checkpoint in found[-keep:]}
+    for best in folder.glob(f"{BEST}*"):
+        if best.name not in known:
+            shutil.rmtree(best)
+
+
+def best_of(page: dict[str, Any]) -> str | None:
+    """The name of the folder with the best weights when a checkpoint was written."""
+    best = page.get("progress", {}).get("best")
+    return f"{BEST}{int(best['step']):08d}" if best else None
+
+
+def adopt(checkpoint: Path, folder: Path, best: str | None) -> None:
+    """Make a folder's own what a run goes on from: the best weights, where the checkpoint stands in another folder.
+    What is later than the checkpoint is set aside, or it would be taken for newer."""
+    if best and not (folder / best).exists() and (checkpoint.parent / best).exists():
+        shutil.copytree(checkpoint.parent / best, folder / best)
+    for later in checkpoints(folder):
+        if later.name > checkpoint.name:
+            later.rename(later.with_name(f"set-aside-{later.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first, by step and never by clock."""
-    return sorted(path for path in Path(folder).glob(f"{PREFIX}*") if (path / "state.json").is_file())
+    return sorted(path for path in Path(folder).glob(f"{PREFIX}*") if (path / PAGE).is_file())
 
 
 def read_page(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if not (checkpoint / PAGE).is_file():
+        raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} is not a checkpoint: it has no {PAGE}")
+    return json.loads((checkpoint / PAGE).read_text(encoding="utf-8"))
 
 
-def load_checkpoint(checkpoint: Path, model, optimizer) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, model, optimizer, averages=None) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, strictly, and return its page."""
     page = read_page(checkpoint)
-    tensors = load_file(checkpoint / "model.safetensors")
-    own = dict(model.named_parameters())
-    if tensors.keys() != own.keys():
-        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        raise ValueError(f"{checkpoint} does not fit the model: missing {missing[:5]}, unexpected {extra[:5]}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
-    join_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), page["optimizer"])
+    put_tensors(model, load_file(checkpoint / WEIGHTS), checkpoint)
+    join_optimizer(optimizer, load_file(checkpoint / MOMENTS), page["optimizer"])
+    if averages is not None:
+        averages.load_state_dict(load_file(checkpoint / AVERAGES))
     return page
 
 

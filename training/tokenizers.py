@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from triune.configuration.configuration_triune import nearest
+from triune.training.arguments import ModelArguments
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -96,3 +97,39 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, max_length
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loaded or trained
+
+
+def load_or_train_tokenizer(model: ModelArguments, texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run names; else that of the model it goes on from; else one trained on the texts."""
+    for flag in ("tokenizer_name", "model_name_or_path"):
+        name = getattr(model, flag)
+        if name is not None:
+            return load_tokenizer(flag, name, max_length)
+    return train_tokenizer(model.tokenizer_type, texts, model.vocab_size, max_length)
+
+
+def load_tokenizer(flag: str, name: str, max_length: int) -> PreTrainedTokenizerFast:
+    """From a folder or the Hub, with what training needs of it. It is saved with the model, and for its length."""
+    try:
+        # without asking on stdin whether to run code: no tokenizer of ours has any
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of the network, the Hub, of files that are missing or broken
+        raise ValueError(f"{flag}={name!r}: no tokenizer can be loaded from there: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{flag}={name!r} is a {type(tokenizer).__name__}, which has no tokenizer.json: it must be fast"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"{flag}={name!r} has no pad token: load it, set tokenizer.pad_token (to its eos_token, say), and save it"
+        )
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,10 +1,9 @@
-"""Batches: rates of the masking counted over 1e5 tokens, padding against what it must be, pictures against their
-definitions."""
+"""Batches: rates of the masking counted over 1e5 tokens, padding against what it must be."""
 
 import pytest
 import torch
 
-from triune.training.collators import IGNORED, Masking, affine, causal_batch, erase, flip, masked_batch, shift
+from triune.training.collators import IGNORED, Masking, labelled_batch
 from triune.training.sampling import generator
 from triune.training.tokenizers import MASK, PAD, SPECIAL
 
@@ -60,49 +59,10 @@ def test_impossible_rates_are_refused(probability):
 
 def test_padding():
     """Shorter sequences are filled up, masked out, and not scored; a batch is as long as its longest sequence."""
-    batch = causal_batch([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    sequences = [torch.tensor([5, 6, 7]), torch.tensor([8])]
+    batch = labelled_batch([(ids, ids) for ids in sequences])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
-    pair = masked_batch([(torch.tensor([MASK]), torch.tensor([9]))])
+    pair = labelled_batch([(torch.tensor([MASK]), torch.tensor([9]))])
     assert pair["labels"].tolist() == [[9]]
-
-
-def test_shift_moves_and_repeats_the_edge():
-    """Every possible shift of a picture by one pixel comes up, and each is the picture moved."""
-    image = torch.arange(16.0).view(1, 4, 4)
-    padded = torch.nn.functional.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
-    allowed = {tuple(padded[0, y : y + 4, x : x + 4].flatten().tolist()) for y in range(3) for x in range(3)}
-    seen = {tuple(shift(image, generator(0, index), 1).flatten().tolist()) for index in range(200)}
-    assert seen == allowed
-    assert torch.equal(shift(image, generator(0), 0), image)
-
-
-def test_affine_keeps_a_plain_picture_and_stays_near_the_rest():
-    """A constant picture is untouched; a turn by at most nothing is the identity."""
-    assert torch.allclose(affine(torch.full((1, 8, 8), 0.3), generator(0), 20, 0.2, 0.1), torch.tensor(0.3))
-    image = torch.rand(1, 8, 8)
-    assert torch.equal(affine(image, generator(0), 0, 0), image)
-    assert not torch.allclose(affine(image, generator(0), 20, 0.2), image)
-
-
-def test_erase_blanks_one_rectangle():
-    """What changed is a rectangle filled with the mean; the original is not written to."""
-    image = torch.rand(1, 12, 10)
-    before = image.clone()
-    out = erase(image, generator(5), 1.0)
-    assert torch.equal(image, before)
-    changed = (out != image)[0]
-    rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
-    box = out[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    assert torch.allclose(box, image.mean())
-    assert torch.equal(erase(image, generator(5), 0.0), image)
-
-
-def test_flip_exchanges_left_and_right():
-    """With certainty, never, and half of the time."""
-    image = torch.rand(1, 2, 3)
-    assert torch.equal(flip(image, generator(0), 1.0), image[..., [2, 1, 0]])
-    assert torch.equal(flip(image, generator(0), 0.0), image)
-    flips = sum(not torch.equal(flip(image, generator(0, index), 0.5), image) for index in range(400))
-    assert 150 < flips < 250

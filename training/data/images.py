@@ -1,6 +1,10 @@
-"""Images that are trained on and images that are held out: one uint8 tensor each, with a class for every image."""
+"""Images that are trained on and images that are held out: one uint8 tensor each, with a class for every image. And
+what is done to single ones: from the bytes of a file to a tensor, from one number of channels or size to another.
+"""
 
 import hashlib
+import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,3 +61,60 @@ def stratified_folds(labels: torch.Tensor, folds: int, seed: int) -> torch.Tenso
     dealt = torch.empty(len(labels), dtype=torch.long)
     dealt[order] = torch.arange(len(labels)) % folds
     return dealt
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image: uint8, (channels, height, width)
+
+
+DEEP = {"I", "I;16", "I;16B", "I;16L"}  # Pillow's modes for 16 bits, which its own conversions cut off at 255
+CHANNELS = {1: "L", 3: "RGB"}
+
+
+def opened(content: bytes):
+    """The image in a file's bytes, its header read and nothing else. Raises whatever Pillow meets."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(content))
+
+
+def decode(content: bytes, channels: int) -> torch.Tensor:
+    """The image in a file's bytes: upright, transparency on white, the first frame, in 1 channel (grey) or 3 (RGB)."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(opened(content))
+    if image.mode in DEEP:
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return as_tensor(image.convert("RGB").convert(CHANNELS[channels]))
+
+
+def as_tensor(image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+
+
+def as_image(pixels: torch.Tensor):
+    """uint8, of 1 or 3 channels -> Pillow's."""
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+
+
+def with_channels(pixels: torch.Tensor, channels: int) -> torch.Tensor:
+    if len(pixels) == channels:
+        return pixels
+    return as_tensor(as_image(pixels).convert(CHANNELS[channels]))
+
+
+def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """To (height, width), as the image processors of transformers do it."""
+    from PIL import Image
+
+    if tuple(pixels.shape[1:]) == tuple(size):
+        return pixels
+    return as_tensor(as_image(pixels).resize(size[::-1], Image.Resampling.BILINEAR))

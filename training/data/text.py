@@ -13,8 +13,9 @@ import hashlib
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -136,11 +137,23 @@ def inside_runs(words: np.ndarray, runs: np.ndarray, length: int) -> np.ndarray:
     return found.cumsum()[:-1] > 0
 
 
+def common_runs(left: list[np.ndarray], right: list[np.ndarray], length: int) -> np.ndarray:
+    """The distinct runs that both sides have, sorted. Only the shorter side is sorted to find them: the other one may
+    be a hundred times as long."""
+    shorter, longer = sorted((left, right), key=lambda texts: sum(map(len, texts)))
+    runs = all_runs(shorter, length)
+    found = np.zeros(len(runs), dtype=bool)
+    for codes in (run_codes(words, length) for words in longer if len(runs)):
+        place = runs.searchsorted(codes).clip(max=len(runs) - 1)
+        found[place[runs[place] == codes]] = True
+    return runs[found]
+
+
 def longest_run(left: list[np.ndarray], right: list[np.ndarray]) -> int:
     """Words of the longest run that both sides have, by bisection: a run in common has shorter ones in it."""
 
     def nothing_in_common(length):
-        return not np.intersect1d(all_runs(left, length), all_runs(right, length), assume_unique=True).size
+        return not common_runs(left, right, length).size
 
     most = min(max(map(len, left), default=0), max(map(len, right), default=0))
     return bisect_left(range(1, most + 1), True, key=nothing_in_common)
@@ -150,13 +163,17 @@ def longest_run(left: list[np.ndarray], right: list[np.ndarray]) -> int:
 # What stands on both sides
 
 
-def remove_shared_passages(train: Sequence[Document], validation: Sequence[Document]) -> list[Document]:
-    """The training documents without the passages that stand in validation, or that share a run of RUN words with it.
-    A document of which nothing remains is left out; one that loses nothing is the same object."""
+def remover(validation: Sequence[Document]) -> Callable[[Document], Document]:
+    """What takes the passages out of a document that stand in validation, or that share a run of RUN words with it. A
+    document that loses nothing is the same object. It can be pickled."""
     held_out = {normalised(passage) for document in validation for passage in passages(document.text)}
     runs = all_runs([word_codes(document.text) for document in validation], RUN)
-    cleaned = (without(document, held_out, runs) for document in train)
-    return [document for document in cleaned if document.text]
+    return partial(without, held_out=held_out, runs=runs)
+
+
+def remove_shared_passages(train: Sequence[Document], validation: Sequence[Document]) -> list[Document]:
+    """The training documents without what also stands in validation; one of which nothing remains is left out."""
+    return [document for document in map(remover(validation), train) if document.text]
 
 
 def without(document: Document, held_out: set[str], runs: np.ndarray) -> Document:
@@ -180,7 +197,7 @@ def overlap(train: Sequence[Document], validation: Sequence[Document]) -> Overla
     """How much of the held-out text can be found in the training text."""
     known = [word_codes(document.text) for document in train]
     held_out = [word_codes(document.text) for document in validation]
-    runs = all_runs(known, RUN)
+    runs = common_runs(known, held_out, RUN)
     shared = sum(int(inside_runs(words, runs, RUN).sum()) for words in held_out)
     return Overlap(shared / max(1, sum(map(len, held_out))), longest_run(known, held_out))
 
@@ -219,9 +236,11 @@ def text_data(
     validation: Sequence[Document],
     source: str,
     headline: Sequence[Document] | None = None,
+    remove: bool = True,
 ) -> TextData:
-    """A data set of documents that are already split: what stands on both sides is removed from train."""
-    cleaned = remove_shared_passages(train, validation)
+    """A data set of documents that are already split: what stands on both sides is removed from train, unless it is to
+    stay and only to be measured."""
+    cleaned = remove_shared_passages(train, validation) if remove else train
     return TextData(
         train=tuple(cleaned),
         validation=tuple(validation),

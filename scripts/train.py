@@ -1,0 +1,50 @@
+"""Train a model of the family, from a recipe:
+
+    accelerate launch scripts/train.py recipes/bert.yaml [--learning_rate 2e-3 ...]
+    python scripts/train.py --list
+
+A flag beats the recipe, the recipe beats the default; `--help` names all flags, `--dry_run` shows what a run would
+cost. Started again, a run goes on where it stopped.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or they warn when a loader forks its workers
+
+import yaml
+
+from triune.training.arguments import parse
+from triune.training.console import Console, silence
+from triune.training.run import train
+from triune.training.tasks import TASKS
+
+
+def recipes(folder: Path = Path("recipes")) -> list[tuple[str, str, str, str]]:
+    """Of every recipe: its path, what its first line says, its task and its preset."""
+    found = []
+    for file in sorted(folder.glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        found.append(
+            (str(file), text.splitlines()[0].lstrip("# "), content.get("task", ""), content.get("preset", ""))
+        )
+    return found
+
+
+def main(argv: list[str]) -> None:
+    silence()
+    try:
+        if "--list" in argv:
+            Console().print_recipes(recipes(), {name: task.__doc__ for name, task in TASKS.items()})
+            return
+        train(parse(argv))
+    except ValueError as error:
+        main_process = os.environ.get("RANK", "0") == "0"
+        sys.exit(f"error: {error}" if main_process else 2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,220 @@
+"""Documents to rows of tokens: packed for training, one by one for evaluation.
+
+In training the documents stand in a ring, one after another, and an epoch cuts the ring into rows of equal length at a
+place of its own. No token is padding, none is lost but for less than a row, and an epoch cuts where the last did not.
+Where a document begins in a row the positions begin again: attention keeps documents apart by that.
+
+In evaluation a row holds tokens of one document, and every token is scored exactly once, with what stands before it in
+the row as context.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from triune.training.data.text import Document
+from triune.training.sampling import Key, Plan, generator, my_places, permutation
+
+
+TOGETHER = 1000  # documents that are tokenised at once
+BLOCK = 1024  # rows of a stream that are shuffled among each other
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents end to end, each framed by the tokenizer's special tokens."""
+
+    ids: torch.Tensor  # int32
+    begins: torch.Tensor  # bool: the first token of a document
+    words: torch.Tensor | None  # bool: the first token of a word; only where it was asked for
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def frame_of(tokenizer) -> tuple[list[int], list[int]]:
+    """What stands before and after a document. Most tokenizers put it there; GPT-2's has it and does not."""
+    first = [tokenizer.cls_token_id, tokenizer.bos_token_id]
+    last = [tokenizer.sep_token_id, tokenizer.eos_token_id]
+    return tuple([next((token for token in tokens if token is not None), None)] for tokens in (first, last))
+
+
+def framed(ids: list[int], frame: tuple[list[int], list[int]]) -> list[int]:
+    """With the frame that a tokenizer has, where it has not put it."""
+    first, last = frame
+    before = first if first != [None] and ids[:1] != first else []
+    after = last if last != [None] and ids[-1:] != last else []
+    return [*before, *ids, *after]
+
+
+def first_of_word(words: list[int | None]) -> list[bool]:
+    return [word is None or word != before for word, before in zip(words, [None, *words])]
+
+
+def encode(documents: Iterable[Document], tokenizer, words: bool = False) -> Iterator[tuple[list[int], list[bool]]]:
+    """The tokens of each document, and which of them begin a word (none are told, unless asked)."""
+    documents, frame = iter(documents), frame_of(tokenizer)
+    while some := list(islice(documents, TOGETHER)):
+        # verbose: a document longer than the model reads is no mistake here
+        encoded = tokenizer([document.text for document in some], add_special_tokens=True, verbose=False)
+        for index, own in enumerate(encoded["input_ids"]):
+            ids = framed(own, frame)
+            starts = first_of_word(encoded.word_ids(index)) if words else []
+            if words and len(ids) > len(own):
+                starts = [True] * (ids[:1] != own[:1]) + starts + [True] * (ids[-1:] != own[-1:])
+            yield ids, starts
+
+
+def token_stream(documents: Iterable[Document], tokenizer, words: bool = False) -> TokenStream:
+    encoded = list(encode(documents, tokenizer, words))
+    lengths = [len(ids) for ids, _ in encoded]
+    ids = np.fromiter(chain.from_iterable(ids for ids, _ in encoded), np.int32, sum(lengths))
+    begins = np.zeros(len(ids), dtype=bool)
+    begins[np.cumsum([0, *lengths[:-1]])] = True
+    starts = np.fromiter(chain.from_iterable(starts for _, starts in encoded), bool, len(ids) if words else 0)
+    return TokenStream(torch.from_numpy(ids), torch.from_numpy(begins), torch.from_numpy(starts) if words else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class Row(NamedTuple):
+    """Some tokens in a row, and whose random numbers it has."""
+
+    ids: torch.Tensor  # int64
+    positions: torch.Tensor  # 0 where a document begins, and at the beginning of the row
+    words: torch.Tensor | None  # the number of each token's word in the row
+    key: Key
+
+
+def make_row(ids: torch.Tensor, begins: torch.Tensor, words: torch.Tensor | None, key: Key) -> Row:
+    places = torch.arange(len(ids))
+    last = torch.where(begins, places, 0).cummax(0).values
+    return Row(ids.long(), places - last, None if words is None else words.long().cumsum(0), key)
+
+
+class PackedRows(Dataset):
+    """The rows of an epoch."""
+
+    def __init__(self, stream: TokenStream, length: int, seed: int):
+        if not len(stream):
+            raise ValueError("the training text is empty: it has no tokens")
+        self.stream, self.seed = stream, seed
+        self.length = min(length, len(stream))
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.length
+
+    def __getitem__(self, key: Key) -> Row:
+        total = len(self.stream)
+        offset = int(torch.randint(total, (), generator=generator(self.seed, key.epoch)))
+        places = (torch.arange(self.length) + offset + key.index * self.length) % total
+        words = None if self.stream.words is None else self.stream.words[places]
+        return make_row(self.stream.ids[places], self.stream.begins[places], words, key)
+
+
+class StreamedRows(IterableDataset):
+    """The same from documents that are read as they come: rows in the order of the text, shuffled in blocks.
+
+    A pure function of (seed, step) like everything else; to go on at a step, what stands before it is read again.
+    Every process reads all of it and keeps its share.
+    """
+
+    def __init__(self, text, tokenizer, length: int, seed: int, words: bool = False):
+        self.text, self.tokenizer = text, tokenizer
+        self.length, self.seed, self.words = length, seed, words
+        self.deal: tuple[Plan, int, int, int] | None = None
+
+    def dealt(self, plan: Plan, first_step: int, last_step: int, rank: int) -> "StreamedRows":
+        """Those that one process sees in these steps, as micro-batches."""
+        share = StreamedRows(self.text, self.tokenizer, self.length, self.seed, self.words)
+        share.deal = (plan, first_step, last_step, rank)
+        return share
+
+    def rows(self, epoch: int) -> Iterator[Row]:
+        ids, begins, words, count = [], [], [], 0
+        for tokens, starts in encode(self.text.documents(), self.tokenizer, self.words):
+            ids += tokens
+            begins += [True] + [False] * (len(tokens) - 1)
+            words += starts
+            while len(ids) >= self.length:
+                parts = (torch.tensor(part[: self.length]) for part in (ids, begins))
+                own_words = torch.tensor(words[: self.length]) if self.words else None
+                yield make_row(*parts, own_words, Key(epoch, count))
+                ids, begins, words = ids[self.length :], begins[self.length :], words[self.length :]
+                count += 1
+        if not count:
+            raise ValueError(f"the training text has fewer than max_seq_length={self.length} tokens: it fills no row")
+
+    def shuffled(self) -> Iterator[Row]:
+        """All epochs, without an end."""
+        epoch = 0
+        while True:
+            rows = self.rows(epoch)
+            for number in range(2**62):
+                block = list(islice(rows, BLOCK))
+                yield from (block[index] for index in permutation(len(block), self.seed, (epoch << 32) + number))
+                if len(block) < BLOCK:
+                    break
+            epoch += 1
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        plan, first_step, last_step, rank = self.deal
+        worker = torch.utils.data.get_worker_info()
+        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        rows = islice(self.shuffled(), first_step * plan.per_step, last_step * plan.per_step)
+        number = 0
+        while step := list(islice(rows, plan.per_step)):
+            for micro in my_places(plan, rank):
+                if number % workers == own:  # a loader takes from its workers in turn
+                    yield [step[place] for place in micro]
+                number += 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+class ScoredRow(NamedTuple):
+    ids: torch.Tensor
+    scored: torch.Tensor  # bool: which of the tokens count here
+
+
+class ScoredRows(Dataset):
+    """Rows of each document, so that every token is scored in exactly one of them. With a stride below the length rows
+    overlap, and a token that is scored has at least length - stride tokens before it, or the document's beginning."""
+
+    def __init__(self, documents: Sequence[Document], tokenizer, length: int, stride: int):
+        if not 0 < stride <= length:
+            raise ValueError(f"eval_stride={stride} must lie between 1 and max_seq_length={length}")
+        encoded = (torch.tensor(ids) for ids, _ in encode(documents, tokenizer))
+        self.rows = [row for ids in encoded for row in scored_rows(ids, length, stride)]
+        self.characters = sum(len(document.text) for document in documents)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> ScoredRow:
+        return self.rows[index]
+
+    def tokens(self) -> torch.Tensor:
+        """All tokens, each once."""
+        return torch.cat([row.ids[row.scored] for row in self.rows])
+
+
+def scored_rows(ids: torch.Tensor, length: int, stride: int) -> Iterator[ScoredRow]:
+    done = 0
+    for start in range(0, max(1, len(ids) - length + stride), stride):
+        part = ids[start : start + length]
+        yield ScoredRow(part, torch.arange(start, start + len(part)) >= done)
+        done = start + len(part)

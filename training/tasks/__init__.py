@@ -1,0 +1,13 @@
+"""The tasks, by name."""
+
+from triune.training.tasks.causal_lm import CausalLanguageModeling
+from triune.training.tasks.image_classification import ImageClassification
+from triune.training.tasks.masked_lm import MaskedLanguageModeling
+from triune.training.tasks.sequence_classification import SequenceClassification
+from triune.training.tasks.task import Task
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (MaskedLanguageModeling, CausalLanguageModeling, ImageClassification, SequenceClassification)
+}

@@ -1,0 +1,114 @@
+"""The interface of a task: what is asked of a model. One file for each; the loop knows none of them.
+
+A task chooses its data, its head, its batches, its metrics and what is shown of it. To add one, write a class in a
+file of its own and its line in the table `TASKS` of `training/tasks/__init__.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from triune.training.arguments import Arguments
+from triune.training.collators import IGNORED
+from triune.training.metrics import Records
+from triune.training.sampling import Plan, permutation
+
+
+Batch = dict[str, torch.Tensor]
+
+
+class Task(ABC):
+    """Made from the arguments of a run: it loads the data, and the tokenizer or image processor that belongs to it."""
+
+    name: ClassVar[str]
+    head: ClassVar[type[PreTrainedModel]]
+    unit: ClassVar[str]  # what throughput is counted in: tokens or images
+    best_metric: ClassVar[str] = "loss"  # what the best checkpoint is chosen by
+    greater_is_better: ClassVar[bool] = False
+
+    train: Dataset  # len(), and [Key(epoch, index)] -> sample: the same sample for the same key, always
+    processor: Any  # a tokenizer or an image processor: saved with the model
+    fingerprint: str  # of the data
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+
+    # -- data
+
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """The data, in a line or a few for the console."""
+
+    @abstractmethod
+    def evaluation(self, full: bool) -> Dataset:
+        """len(), and [index] -> sample. `full` before and after training, otherwise what is quick."""
+
+    @abstractmethod
+    def collate(self, samples: list) -> Batch:
+        """Samples to a batch of tensors that `head` takes, `labels` among them; and `replaced`, if any were."""
+
+    @abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """What the data decides of the model's configuration: vocab_size, num_labels, ..."""
+
+    def prepare(self, config: PreTrainedConfig) -> None:  # noqa: B027 - most need nothing
+        """Called once with the finished configuration of the model, before anything is read from `train`."""
+
+    def order(self, plan: Plan) -> Callable[[int, int, int], np.ndarray]:
+        """(samples, seed, epoch) -> the order of an epoch."""
+        if self.arguments.data.group_by_length:
+            raise ValueError(f"group_by_length: the samples of {self.name} are of one length")
+        return permutation
+
+    # -- learning
+
+    def count(self, batch: Batch) -> int:
+        """The labels of a batch that its loss is the mean of."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def units(self, batch: Batch) -> int:
+        """The tokens or images of a batch."""
+        return batch["input_ids"].numel()
+
+    def pairs(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, classes) and (n): each answer beside its label; those that do not count have the label IGNORED."""
+        return logits.flatten(0, -2), labels.flatten()
+
+    def loss(self, model, batch: Batch, count: torch.Tensor | float) -> torch.Tensor:
+        """The sum over the labels of this batch, divided by `count`."""
+        smoothing = self.arguments.training.label_smoothing_factor
+        if not smoothing:
+            return model(**batch, num_items_in_batch=count).loss
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits, labels = self.pairs(model(**inputs).logits, batch["labels"])
+        total = F.cross_entropy(
+            logits.float(), labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+        )
+        return total / count
+
+    # -- measuring
+
+    @abstractmethod
+    def measure(self, records: Records) -> dict[str, float]:
+        """Metrics of an evaluation, by name."""
+
+    @abstractmethod
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """What a metric has to be compared with: {"accuracy": {"3-NN": 0.98, ...}, ...}."""
+
+    # -- showing
+
+    @abstractmethod
+    def preview(self, model) -> list[str]:
+        """Lines that show what the model does with the same examples every time."""
+
+    def figures(self, model, records: Records, folder: Path) -> list[Path]:
+        """PNG files that belong to the task, written at the end; those of every run are the loop's."""
+        return []
