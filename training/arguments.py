@@ -100,7 +100,9 @@ class TrainingArguments:
     lr_scheduler_kwargs: str | None = text(None, "options of its own, as YAML: 'min_lr_rate: 0.1'")
     warmup_steps: int = text(100, "steps in which it rises from 0")
     max_grad_norm: float = text(1.0, "gradients are scaled down to this norm; 0: never")
-    mixed_precision: str | None = text(None, "no, bf16 or fp16; default: what `accelerate launch` was told, or no")
+    mixed_precision: str | None = text(
+        None, "no, bf16, fp16, or auto: bf16 where it is fast; default: what `accelerate launch` was told"
+    )
     fast_fp32: str = text("auto", "auto: float32 products by the fastest exact kernels of this processor; no: torch's")
     torch_compile: bool = text(False, "compile the model: pays on a GPU, not on a processor")
     gradient_checkpointing: bool = text(False, "compute activations twice instead of keeping them")

@@ -28,6 +28,29 @@ def seconds(work, times: int) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Precision
+
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+
+
+def choose_precision(choice: str | None, recorded: str | None = None) -> str | None:
+    """What `auto` comes to: bfloat16 where products are faster in it. There are processors on which they are a hundred
+    times slower, so one is timed. A resumed run takes what it had."""
+    if choice is not None and choice not in PRECISIONS:
+        raise ValueError(f"mixed_precision={choice!r} is not allowed: it must be one of {', '.join(PRECISIONS)}")
+    if choice != "auto":
+        return choice
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if recorded is not None:
+        return recorded
+    matrix = torch.rand(384, 384)
+    half = matrix.bfloat16()
+    return "bf16" if seconds(lambda: half @ half, 5) < seconds(lambda: matrix @ matrix, 5) else "no"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Threads
 
 

@@ -20,7 +20,7 @@ from triune.training import figures, state
 from triune.training.arguments import Arguments, options_of
 from triune.training.console import Console, before_after, clock, number
 from triune.training.cost import estimate
-from triune.training.environment import choose_kernels, choose_threads, versions
+from triune.training.environment import choose_kernels, choose_precision, choose_threads, versions
 from triune.training.loading import training_steps
 from triune.training.loop import Interrupted, Loop
 from triune.training.optimizers import build_optimizer, parameter_groups, refuse_unsharded
@@ -177,19 +177,22 @@ def write_figures(loop: Loop, folder: Path) -> list[Path]:
     drawn = figures.curves(records, loop.baselines, folder)
     rates = folder / "learning_rate_and_throughput.png"
     drawn.append(figures.learning_rate_and_throughput(records, rates, loop.task.unit))
-    return [*drawn, *loop.task.figures(loop.bare, loop.last_records, folder)]
+    # the saved model, on one processor: whole, wherever and in how many parts it was trained
+    model = loop.task.head.from_pretrained(loop.folder / "model").eval()
+    return [*drawn, *loop.task.figures(model, loop.last_records, folder)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Assembly
 
 
-def make_accelerator(settings) -> Accelerator:
+def make_accelerator(settings, recorded: str | None = None) -> Accelerator:
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if cpu and settings.mixed_precision == "fp16":
+    precision = choose_precision(settings.mixed_precision, recorded)
+    if cpu and precision == "fp16":
         raise ValueError("mixed_precision='fp16' needs a GPU: on a processor use 'bf16' or 'no'")
     try:
-        accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     except ValueError as error:
         raise ValueError(f"mixed_precision={settings.mixed_precision!r}: {error}") from error
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -237,14 +240,19 @@ def make_optimizer(model: torch.nn.Module, settings) -> torch.optim.Optimizer:
     return build_optimizer(settings.optim, groups, settings.learning_rate, betas, settings.adam_epsilon, **options)
 
 
-def header(accelerator: Accelerator, threads: str) -> dict[str, str]:
-    found = versions()
+def launched(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     kind = str(accelerator.distributed_type).split(".")[-1]
+    return {"device": name, "world": accelerator.num_processes, "launch": kind}
+
+
+def header(accelerator: Accelerator, threads: str) -> dict[str, str]:
+    ran = launched(accelerator)
+    several = f" x {ran['world']} ({ran['launch']})" if ran["world"] > 1 else ""
     return {
-        "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
-        "device": name if accelerator.num_processes == 1 else f"{name} x {accelerator.num_processes} ({kind})",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "device": ran["device"] + several,
         "threads": threads,
     }
 
@@ -253,7 +261,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     """The run: gives the last metrics."""
     settings = arguments.training
     checkpoint, page = recorded(arguments)
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(settings, page.get("precision"))
     threads = choose_threads(page.get("threads"))
     console = Console(main=accelerator.is_main_process)
     try:
@@ -262,7 +270,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
         for line in task.describe():
             console.line("data", line)
         loop = assemble(arguments, task, accelerator, console, page)
-        loop.page |= {"threads": torch.get_num_threads(), "versions": versions(), "baselines": loop.baselines}
+        loop.page |= {"threads": torch.get_num_threads(), "precision": accelerator.mixed_precision}
+        loop.page |= {"versions": versions(), "baselines": loop.baselines, **launched(accelerator)}
         if settings.dry_run:
             console.note("dry run: all was built, one forward and backward pass was run, nothing was written")
             return {}

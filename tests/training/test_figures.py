@@ -253,6 +253,11 @@ def test_image_grid_draws_the_images(shape):
     assert [name for name, colour in captions.items() if colour == figures.ORANGE] == ["b"]
 
 
+def test_a_dollar_is_a_dollar(tmp_path):
+    """A caption that would be broken mathematics, were it taken for that, is drawn as it stands."""
+    assert image_size(figures.image_grid([torch.rand(1, 4, 4)], [r"$\frac$"], tmp_path / "x.png"))[0] == 1600
+
+
 def test_image_grid_without_images(tmp_path):
     """An empty preview is a figure that says so; images and titles must be as many."""
     assert image_size(figures.image_grid([], [], tmp_path / "x.png"))[0] == 1600

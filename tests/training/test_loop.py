@@ -205,7 +205,7 @@ def train_as(rank, text, folder, kind, flags):
     run.train(arguments(text, folder, *flags, task=task, dropout=0.0))
 
 
-def sharding(make, settings):
+def sharding(make, settings, recorded=None):
     """accelerate has FSDP for accelerators only and falls back to DDP without a word: here it is told."""
     accelerator = make(settings)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=["TransformerLayer"])

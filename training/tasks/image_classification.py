@@ -44,6 +44,7 @@ CHEAP = 250_000  # numbers in all training pixels: up to so many, scikit-learn's
 MIXING = 1  # what sets the random numbers of a batch apart from those of a sample
 PREVIEWS, PREVIEW_SIDE, LONGEST_NAME = 4, 16, 12
 SHOWN = 32  # images in a figure
+ROLLED_OUT = 8  # images whose attention is drawn
 
 
 class TrainingSample(NamedTuple):
@@ -251,11 +252,17 @@ class ImageClassification(Task):
         ]
         wrong = {place for place, sample in enumerate(samples) if sample.label != guesses[place]}
         images = [resized(sample.pixels, self.size).float() / 255 for sample in samples]
-        return [
+        few = slice(0, ROLLED_OUT)
+        pixels = self.collate(samples[few])["pixel_values"]
+        drawn = [
             figures.confusion_matrix(confusion(records, len(self.names)), self.names, folder / "confusion_matrix.png"),
             figures.image_grid(images, titles, folder / "held_out.png", wrong),
             self.augmented_figure(folder / "training_images.png"),
+            figures.patch_grid(images[0], model.config.embedding["patch_size"], folder / "patches.png"),
+            figures.attention_rollout(model, pixels, images[few], folder / "attention_rollout.png"),
+            figures.position_similarity(model, folder / "positions.png"),
         ]
+        return [path for path in drawn if path is not None]
 
     def augmented_figure(self, path: Path) -> Path:
         """Training images as the model gets them in the first epoch."""

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
+from triune.training import figures
 from triune.training.arguments import Arguments
 from triune.training.data.baselines import unigram
 from triune.training.data.packing import PackedRows, Row, ScoredRows, StreamedRows, token_stream
@@ -20,6 +22,7 @@ from triune.training.tokenizers import load_or_train_tokenizer
 
 FOR_TOKENIZER = 2000  # documents of a stream that a tokenizer is trained on, and token frequencies are counted in
 PREVIEWS = 3
+ROLLED_OUT = 100  # characters whose attention is drawn
 
 
 class LanguageModeling(Task):
@@ -130,6 +133,18 @@ class LanguageModeling(Task):
         }
 
     # -- showing
+
+    def figures(self, model, records: Records, folder: Path) -> list[Path]:
+        """What surprises the model in a held-out passage, where its attention goes, what it makes of positions."""
+        passage = self.processor.decode(self.preview_rows(self.scored)[0], skip_special_tokens=True)
+        drawn = [
+            figures.surprisal(model, self.processor, passage, folder / "surprisal.png"),
+            figures.attention_rollout_text(
+                model, self.processor, passage[:ROLLED_OUT], folder / "attention_rollout.png"
+            ),
+            figures.position_similarity(model, folder / "positions.png"),
+        ]
+        return [path for path in drawn if path is not None]
 
     def preview_rows(self, dataset: Dataset) -> list[torch.Tensor]:
         """Some rows of what is held out, far apart, the same every time."""

@@ -1,0 +1,109 @@
+"""Ask a model of the family: fill in hidden words, continue a text, say the class of a text or of an image.
+
+    python scripts/predict.py runs/bert/model "The with statement is used to [MASK] a block."
+    python scripts/predict.py runs/gpt/model "The with statement" --max_new_tokens 50
+    python scripts/predict.py runs/vit/model image.png folder/ --json
+    python scripts/predict.py user/model --file lines.txt
+
+What is asked follows from the model, a folder or a Hub id. Inputs are the arguments, the lines of `--file`, or those
+of stdin. A continuation is drawn at random, the same for the same --seed; --temperature 0 takes the likeliest token.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from triune.configuration.configuration_triune import nearest
+from triune.training import prediction
+from triune.training.console import silence
+
+
+OPTIONS = {
+    "top_k": (int, "answers shown of each mask (5) or class (3); continue: draw from so many tokens (200)"),
+    "max_new_tokens": (int, "continue: at most so many tokens (100)"),
+    "temperature": (float, "continue: below 1 likelier tokens are drawn more often (0.8); 0: always the likeliest"),
+    "top_p": (float, "continue: draw from the likeliest tokens that together have this probability (1)"),
+    "seed": (int, "continue: what is drawn follows from it (0)"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    summary, _, rest = __doc__.partition("\n")
+    made = argparse.ArgumentParser(
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="python scripts/predict.py MODEL [TEXT or IMAGE ...] [--file FILE] [--json] [--flag value]",
+    )
+    made.add_argument("model", metavar="MODEL", help="a model folder, a run folder or a Hub id")
+    made.add_argument("inputs", nargs="*", metavar="TEXT or IMAGE", help="texts; or images and folders of images")
+    made.add_argument("--file", help="a file whose lines are the inputs")
+    made.add_argument("--json", action="store_true", help="an object of JSON a line")
+    made.add_argument("--batch_size", type=int, default=32, help="inputs of one forward pass (32)")
+    for name, (kind, says) in OPTIONS.items():
+        made.add_argument(f"--{name}", type=kind, help=says)
+    return made
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    arguments, unknown = parser().parse_known_intermixed_args(argv)
+    if unknown:
+        known = [f"--{name}" for name in (*OPTIONS, "file", "json", "batch_size", "help")]
+        raise ValueError(f"there is no flag {unknown[0]}{nearest(unknown[0].partition('=')[0], known)}")
+    if arguments.file and arguments.inputs:
+        raise ValueError(f"file={arguments.file!r} and inputs on the command line: give one of them")
+    return arguments
+
+
+def inputs_of(arguments: argparse.Namespace, task: str) -> Iterable[str]:
+    """Arguments, lines of a file, or lines of stdin."""
+    if arguments.inputs:
+        found = iter(arguments.inputs)
+    else:
+        found = prediction.lines_of(arguments.file) if arguments.file else prediction.not_blank(sys.stdin)
+    if task == "image_classification":
+        return prediction.image_paths(found)
+    return prediction.plain_texts(found) if arguments.inputs else found
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Print an answer to each input; gives the exit status."""
+    saved = prediction.load(prediction.locate(arguments.model))
+    if not arguments.inputs and not arguments.file and sys.stdin.isatty():
+        parser().print_usage()
+        print(f"for example: python scripts/predict.py {arguments.model} {prediction.example(saved)}")
+        return 2
+    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    inputs = iter(inputs_of(arguments, saved.task))
+    first = next(inputs, None)
+    if first is None:
+        raise ValueError(f"nothing to answer: {arguments.file or 'stdin'} has no line that is not blank")
+    failed = False
+    for answer in prediction.answers(saved, itertools.chain([first], inputs), given, arguments.batch_size):
+        print(json.dumps(answer) if arguments.json else prediction.show(saved, answer), flush=True)
+        failed |= "error" in answer
+    return int(failed)
+
+
+def main(argv: list[str]) -> int:
+    silence()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know what a model says
+    try:
+        return predict(parse(argv))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""Every recipe in the repository: loaded, its model built, trained for a step on a part of its data, and saved."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+
+from triune.training import run
+from triune.training.arguments import parse
+from triune.training.tasks import TASKS
+
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PART = {"masked_lm": ("--max_train_samples", "60", "--max_eval_samples", "1")}
+PART["causal_lm"] = PART["masked_lm"]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """accelerate keeps its state for the process."""
+    monkeypatch.setattr(run.figures, "available", lambda: False)
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_takes_a_step(recipe, tmp_path):
+    """One step, and the model folder loads into the class that the task names."""
+    content = yaml.safe_load(recipe.read_text())
+    flags = ("--max_steps", "1", "--warmup_steps", "0", "--output_dir", str(tmp_path), *PART.get(content["task"], ()))
+    metrics = run.train(parse([str(recipe), *flags]))
+    assert metrics["loss"] > 0
+    model = TASKS[content["task"]].head.from_pretrained(tmp_path / "model")
+    for field, value in content.get("config", {}).items():
+        kept = getattr(model.config, field)
+        assert (kept if not isinstance(value, dict) else {key: kept[key] for key in value}) == (
+            value if not isinstance(value, str) or isinstance(kept, str) else {**kept, "type": value}
+        )
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_is(recipe):
+    """Its first line is what `--list` prints, and it fits on a screen."""
+    lines = recipe.read_text().splitlines()
+    assert lines[0].startswith("# ") and len(lines) < 50
