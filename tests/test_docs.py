@@ -11,7 +11,8 @@ from triune.configuration.configuration_triune import AXES, HEADS
 
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/features.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = "configuration|modeling|training|recipes|benchmarks|scripts|tests|docs|hub_cards"
 README = DOCUMENTS[0].read_text(encoding="utf-8")
 
 
@@ -27,7 +28,7 @@ def test_named_files_and_tests_exist(document):
     tests = all_tests()
     for name in re.findall(r"\btest_\w+(?!\w*\.py)\b", text):
         assert name in tests or (ROOT / "tests" / f"{name}.py").exists() or list(ROOT.rglob(f"{name}.py")), name
-    for path in re.findall(r"`((?:configuration|modeling|scripts|tests|docs|hub_cards)/[\w./]*)`", text):
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./]*)`", text):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\(([\w./]+)\)", text):
         assert (ROOT / path).exists(), path

@@ -31,8 +31,10 @@ class ModelArguments:
     config: str | None = text(None, "fields of the configuration, as YAML: 'hidden_size: 128, position: rotary'")
     model_name_or_path: str | None = text(None, "a saved Triune model to go on from, instead of a preset")
     tokenizer_name: str | None = text(None, "a saved tokenizer, instead of training one on the data")
-    tokenizer_type: str = text("wordpiece", "the tokenizer to train: wordpiece, bpe (byte-level) or characters")
-    vocab_size: int = text(512, "the size of the tokenizer to train; for characters the most it may hold")
+    tokenizer_type: str | None = text(
+        None, "the tokenizer to train: wordpiece, bpe (byte-level) or characters; default: as the task's first models"
+    )
+    vocab_size: int = text(2048, "the size of the tokenizer to train; for characters the most it may hold")
     attn_implementation: str | None = text(None, "sdpa, eager, flex_attention, ...; default: transformers' choice")
     freeze: str | None = text(None, "parameters that are not trained: a regular expression over their names")
 
@@ -98,7 +100,7 @@ class TrainingArguments:
     layer_decay: float = text(1.0, "factor of the learning rate from each layer to the one below it")
     lr_scheduler_type: str = text("cosine", "how the learning rate goes, by name")
     lr_scheduler_kwargs: str | None = text(None, "options of its own, as YAML: 'min_lr_rate: 0.1'")
-    warmup_steps: int = text(100, "steps in which it rises from 0")
+    warmup_steps: int | None = text(None, "steps in which it rises from 0; default: a tenth of all, at most 100")
     max_grad_norm: float = text(1.0, "gradients are scaled down to this norm; 0: never")
     mixed_precision: str | None = text(
         None, "no, bf16, fp16, or auto: bf16 where it is fast; default: what `accelerate launch` was told"
@@ -209,6 +211,8 @@ def parse(argv: list[str] | None = None) -> Arguments:
     content = read_recipe(recipe) if recipe else {}
     parser.set_defaults(**{key: as_flag(key, value) for key, value in content.items()})
     model, data, training = parser.parse_args_into_dataclasses(argv)
+    if training.warmup_steps is None:
+        training.warmup_steps = min(100, training.max_steps // 10)
     training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"
     arguments = Arguments(model, data, training, recipe)
     check_ranges(arguments.as_dict())

@@ -68,7 +68,7 @@ def load_config(name: str) -> TriuneConfig:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        here = [str(folder) for folder in Path().glob("runs/*/model")]
+        here = [str(folder) for root in (Path("runs"), Path(name).parent.parent) for folder in root.glob("*/model")]
         raise ValueError(
             f"{name!r} is neither a model folder nor a model that the Hub gives{nearest(name, here)}; transformers "
             f"says: {first_line(error)}"
@@ -92,15 +92,18 @@ def task_of(config: TriuneConfig, name: str) -> str:
 def load_model(name: str, head: type[PreTrainedModel], kernel: str | None = None) -> PreTrainedModel:
     """The weights, all of them and no others: transformers only warns, and starts afresh what it does not find."""
     try:
-        model, found = head.from_pretrained(name, output_loading_info=True, attn_implementation=kernel)
+        model, found = head.from_pretrained(
+            name, output_loading_info=True, attn_implementation=kernel, ignore_mismatched_sizes=True
+        )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"the weights of {name!r} cannot be loaded as {head.__name__}: {first_line(error)}"
         ) from error
-    wrong = {kind: sorted(map(str, found[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    other = [f"{key} {tuple(file)} and not {tuple(own)}" for key, file, own in found["mismatched_keys"]]
+    wrong = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "of another shape": other}
     if any(wrong.values()):
-        listed = "; ".join(f"{kind}: {some(names)}" for kind, names in wrong.items() if names)
-        raise ValueError(f"the weights of {name!r} do not fit {head.__name__}: {listed}")
+        listed = "; ".join(f"{kind}: {some(sorted(names))}" for kind, names in wrong.items() if names)
+        raise ValueError(f"the weights of {name!r} do not fit {head.__name__}; {listed}")
     return model.eval()
 
 
@@ -111,12 +114,12 @@ def some(names: list[str]) -> str:
 def load_saved_processor(name: str, config: TriuneConfig) -> Any:
     """The tokenizer or image processor that was saved with a model."""
     if config.embedding["type"] == "tokens":
+        if Path(name).is_dir() and not (Path(name) / "tokenizer.json").is_file():
+            raise ValueError(f"{name!r} holds no tokenizer (tokenizer.json): save one beside the model")
         return load_tokenizer("model_name_or_path", name, config.max_position_embeddings)
     processor = load_processor(name)
     if processor is None:
-        raise ValueError(
-            f"{name!r} holds no image processor (preprocessor_config.json): how to scale pixels is not known"
-        )
+        raise ValueError(f"{name!r} holds no image processor (preprocessor_config.json): save one beside the model")
     return processor
 
 

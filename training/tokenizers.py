@@ -103,13 +103,16 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, max_length
 # Loaded or trained
 
 
-def load_or_train_tokenizer(model: ModelArguments, texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer that a run names; else that of the model it goes on from; else one trained on the texts."""
+def load_or_train_tokenizer(
+    model: ModelArguments, texts: Iterable[str], max_length: int, kind: str = "wordpiece"
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run names; else that of the model it goes on from; else one trained on the texts, of the
+    given kind unless the run names another."""
     for flag in ("tokenizer_name", "model_name_or_path"):
         name = getattr(model, flag)
         if name is not None:
             return load_tokenizer(flag, name, max_length)
-    return train_tokenizer(model.tokenizer_type, texts, model.vocab_size, max_length)
+    return train_tokenizer(model.tokenizer_type or kind, texts, model.vocab_size, max_length)
 
 
 def load_tokenizer(flag: str, name: str, max_length: int) -> PreTrainedTokenizerFast:
@@ -123,6 +126,10 @@ def load_tokenizer(flag: str, name: str, max_length: int) -> PreTrainedTokenizer
         raise ValueError(
             f"{flag}={name!r} is a {type(tokenizer).__name__}, which has no tokenizer.json: it must be fast"
         )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = (
+            tokenizer.eos_token
+        )  # GPT-2's has none; what is padded is masked out, whatever stands there
     if tokenizer.pad_token_id is None:
         raise ValueError(
             f"{flag}={name!r} has no pad token: load it, set tokenizer.pad_token (to its eos_token, say), and save it"

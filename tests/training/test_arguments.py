@@ -27,7 +27,8 @@ def test_flag_beats_recipe_beats_default(recipe):
     arguments = parse([path, "--max_steps", "9", "--mixed_precision=bf16"])
     assert arguments.training.learning_rate == 2e-3  # YAML alone would read 2e-3 as a word
     assert (arguments.training.max_steps, arguments.training.mixed_precision) == (9, "bf16")
-    assert (arguments.training.warmup_steps, arguments.model.task) == (100, "masked_lm")
+    assert (arguments.training.logging_steps, arguments.model.task) == (50, "masked_lm")
+    assert [parse(["--max_steps", steps]).training.warmup_steps for steps in ("9", "90", "9000")] == [0, 9, 100]
     assert arguments.training.output_dir == "runs/mine"
     assert parse([]).training.output_dir == "runs/run"
 

@@ -21,6 +21,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 from triune.configuration import preset
 from triune.modeling import TriuneForCausalLM, TriuneForImageClassification, TriuneForMaskedLM
 from triune.modeling.transformer import TransformerLayer
+from triune.training.run import keep_sums_exact
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,10 +172,13 @@ def test_fsdp2_settings(plugin):
 
 
 def test_fsdp2_precision(plugin):
-    """accelerate's policy for bf16: it computes and also averages gradients in bf16, as the comment warns."""
+    """accelerate's policy for bf16 computes and also averages gradients in bf16; a run has them summed in float32."""
     plugin.set_mixed_precision("bf16")
     policy = plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.bfloat16)
+    keep_sums_exact(plugin)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize(

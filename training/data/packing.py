@@ -10,7 +10,7 @@ the row as context.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +60,14 @@ def first_of_word(words: list[int | None]) -> list[bool]:
     return [word is None or word != before for word, before in zip(words, [None, *words])]
 
 
-def encode(documents: Iterable[Document], tokenizer, words: bool = False) -> Iterator[tuple[list[int], list[bool]]]:
-    """The tokens of each document, and which of them begin a word (none are told, unless asked)."""
+class Encoded(NamedTuple):
+    """A document's tokens, and which of them begin a word (none are told, unless asked)."""
+
+    ids: np.ndarray  # int32
+    words: np.ndarray  # bool, or empty
+
+
+def encode(documents: Iterable[Document], tokenizer, words: bool = False) -> Iterator[Encoded]:
     documents, frame = iter(documents), frame_of(tokenizer)
     while some := list(islice(documents, TOGETHER)):
         # verbose: a document longer than the model reads is no mistake here
@@ -71,17 +77,29 @@ def encode(documents: Iterable[Document], tokenizer, words: bool = False) -> Ite
             starts = first_of_word(encoded.word_ids(index)) if words else []
             if words and len(ids) > len(own):
                 starts = [True] * (ids[:1] != own[:1]) + starts + [True] * (ids[-1:] != own[-1:])
-            yield ids, starts
+            yield Encoded(np.array(ids, dtype=np.int32), np.array(starts, dtype=bool))
+
+
+def begin_flags(lengths: Sequence[int]) -> np.ndarray:
+    """Where, of documents end to end, each begins."""
+    begins = np.zeros(sum(lengths), dtype=bool)
+    begins[np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)]] = True
+    return begins
+
+
+def end_to_end(encoded: Sequence[Encoded]) -> TokenStream:
+    lengths = [len(one.ids) for one in encoded]
+    ids, words = (np.concatenate(part) for part in zip(NOTHING, *encoded))
+    return TokenStream(
+        *map(torch.from_numpy, (ids, begin_flags(lengths))), torch.from_numpy(words) if len(words) else None
+    )
+
+
+NOTHING = Encoded(np.empty(0, np.int32), np.empty(0, bool))
 
 
 def token_stream(documents: Iterable[Document], tokenizer, words: bool = False) -> TokenStream:
-    encoded = list(encode(documents, tokenizer, words))
-    lengths = [len(ids) for ids, _ in encoded]
-    ids = np.fromiter(chain.from_iterable(ids for ids, _ in encoded), np.int32, sum(lengths))
-    begins = np.zeros(len(ids), dtype=bool)
-    begins[np.cumsum([0, *lengths[:-1]])] = True
-    starts = np.fromiter(chain.from_iterable(starts for _, starts in encoded), bool, len(ids) if words else 0)
-    return TokenStream(torch.from_numpy(ids), torch.from_numpy(begins), torch.from_numpy(starts) if words else None)
+    return end_to_end(list(encode(documents, tokenizer, words)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,6 +119,16 @@ def make_row(ids: torch.Tensor, begins: torch.Tensor, words: torch.Tensor | None
     places = torch.arange(len(ids))
     last = torch.where(begins, places, 0).cummax(0).values
     return Row(ids.long(), places - last, None if words is None else words.long().cumsum(0), key)
+
+
+def cut(stream: TokenStream, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    words = None if stream.words is None else stream.words[start:end]
+    return stream.ids[start:end], stream.begins[start:end], words
+
+
+def joined(first: TokenStream, second: TokenStream) -> TokenStream:
+    words = None if second.words is None else torch.cat([first.words, second.words])
+    return TokenStream(torch.cat([first.ids, second.ids]), torch.cat([first.begins, second.begins]), words)
 
 
 class PackedRows(Dataset):
@@ -142,17 +170,15 @@ class StreamedRows(IterableDataset):
         return share
 
     def rows(self, epoch: int) -> Iterator[Row]:
-        ids, begins, words, count = [], [], [], 0
-        for tokens, starts in encode(self.text.documents(), self.tokenizer, self.words):
-            ids += tokens
-            begins += [True] + [False] * (len(tokens) - 1)
-            words += starts
-            while len(ids) >= self.length:
-                parts = (torch.tensor(part[: self.length]) for part in (ids, begins))
-                own_words = torch.tensor(words[: self.length]) if self.words else None
-                yield make_row(*parts, own_words, Key(epoch, count))
-                ids, begins, words = ids[self.length :], begins[self.length :], words[self.length :]
+        left, count = None, 0
+        encoded = encode(self.text.documents(), self.tokenizer, self.words)
+        while some := list(islice(encoded, TOGETHER)):
+            stream = end_to_end(some) if left is None else joined(left, end_to_end(some))
+            full = len(stream) // self.length
+            for start in range(0, full * self.length, self.length):
+                yield make_row(*cut(stream, start, start + self.length), Key(epoch, count))
                 count += 1
+            left = TokenStream(*cut(stream, full * self.length, len(stream)))
         if not count:
             raise ValueError(f"the training text has fewer than max_seq_length={self.length} tokens: it fills no row")
 
@@ -197,7 +223,7 @@ class ScoredRows(Dataset):
     def __init__(self, documents: Sequence[Document], tokenizer, length: int, stride: int):
         if not 0 < stride <= length:
             raise ValueError(f"eval_stride={stride} must lie between 1 and max_seq_length={length}")
-        encoded = (torch.tensor(ids) for ids, _ in encode(documents, tokenizer))
+        encoded = (torch.from_numpy(ids).long() for ids, _ in encode(documents, tokenizer))
         self.rows = [row for ids in encoded for row in scored_rows(ids, length, stride)]
         self.characters = sum(len(document.text) for document in documents)
 

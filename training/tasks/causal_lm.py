@@ -23,6 +23,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     name = "causal_lm"
     head = TriuneForCausalLM
+    tokenizer_kind = "bpe"
 
     def stride(self, length: int) -> int:
         """By default half a row: a token that is scored has at least that much before it."""

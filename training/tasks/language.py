@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch.utils.data import Dataset
@@ -28,6 +29,7 @@ ROLLED_OUT = 100  # characters whose attention is drawn
 class LanguageModeling(Task):
     unit = "tokens"
     words = False  # whether the training rows tell words apart
+    tokenizer_kind: ClassVar[str]  # of the tokenizer that is trained, unless another is named
 
     def __init__(self, arguments: Arguments):
         super().__init__(arguments)
@@ -35,7 +37,7 @@ class LanguageModeling(Task):
         self.text = stream_text(data) if data.streaming else load_text(data)
         self.fingerprint = self.text.fingerprint
         self.processor = load_or_train_tokenizer(
-            arguments.model, (document.text for document in self.known_documents()), length
+            arguments.model, (document.text for document in self.known_documents()), length, self.tokenizer_kind
         )
         if data.streaming:
             self.train = StreamedRows(self.text, self.processor, length, seed, self.words)

@@ -56,6 +56,7 @@ class MaskedLanguageModeling(LanguageModeling):
 
     name = "masked_lm"
     head = TriuneForMaskedLM
+    tokenizer_kind = "wordpiece"
 
     def __init__(self, arguments: Arguments):
         self.words = arguments.data.whole_word_mask
