@@ -121,7 +121,6 @@ def run(argv: list[str]) -> None:
             replace(file, found + "\n")
         if own.json:
             print(found)
-    PartialState().destroy_process_group()
 
 
 def main(argv: list[str]) -> None:
@@ -135,3 +134,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    PartialState().destroy_process_group()

@@ -86,8 +86,9 @@ def predict(arguments: argparse.Namespace) -> int:
     if first is None:
         raise ValueError(f"nothing to answer: {arguments.file or 'stdin'} has no line that is not blank")
     failed = False
-    for answer in prediction.answers(saved, itertools.chain([first], inputs), given, arguments.batch_size):
-        print(json.dumps(answer) if arguments.json else prediction.show(saved, answer), flush=True)
+    found = prediction.answers(saved, itertools.chain([first], inputs), given, arguments.batch_size)
+    for number, answer in enumerate(found):
+        print(json.dumps(answer) if arguments.json else prediction.show(saved, answer, number), flush=True)
         failed |= "error" in answer
     return int(failed)
 

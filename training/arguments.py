@@ -69,6 +69,8 @@ class DataArguments:
     shift: float = text(0.0, "training images are moved by up to so many pixels each way")
     rotate: float = text(0.0, "turned by up to so many degrees")
     rescale: float = text(0.0, "enlarged or reduced by up to this share")
+    shear: float = text(0.0, "leaning by up to this slope")
+    noise: float = text(0.0, "with normal noise of this standard deviation; pixels are between 0 and 1")
     random_resized_crop: float = text(1.0, "cut to a random part of at least this share of their area")
     horizontal_flip: float = text(0.0, "mirrored with this probability")
     rand_augment: int = text(0, "changed by so many random operations: contrast, brightness, shear, ...")

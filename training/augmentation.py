@@ -5,8 +5,8 @@ All that is random about an image is one row of uniform numbers, drawn from the 
 image's row has the same places for the same things whatever else is chosen: to switch one thing on leaves the others
 as they were. `Mix` blends the images of a batch, and its generator follows from their keys.
 
-Batches are floats between 0 and 1, (batch, channels, height, width). The operations of `rand_augment` compute what
-Pillow's of the same names do, which is what their tests compare them with.
+Batches are floats between 0 and 1, (batch, channels, height, width); noise goes beyond. The operations of
+`rand_augment` compute what Pillow's of the same names do, which is what their tests compare them with.
 
 Sources: RandAugment, https://arxiv.org/abs/1909.13719; random erasing, https://arxiv.org/abs/1708.04896; mixup,
 https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899.
@@ -32,7 +32,9 @@ def per_image(values: torch.Tensor) -> torch.Tensor:
 # Where the pixels are
 
 
-def warp(images: torch.Tensor, turn=0.0, zoom=1.0, lean_x=0.0, lean_y=0.0, right=0.0, down=0.0) -> torch.Tensor:
+def warp(
+    images: torch.Tensor, turn=0.0, zoom=1.0, lean_x=0.0, lean_y=0.0, right=0.0, down=0.0, mode: str = "bilinear"
+) -> torch.Tensor:
     """Turned (radians, counter-clockwise), enlarged, sheared and moved (pixels) about the middle in one step; the edge
     is repeated into what becomes free. Each amount is a number or one for each image."""
     height, width = images.shape[2:]
@@ -45,18 +47,27 @@ def warp(images: torch.Tensor, turn=0.0, zoom=1.0, lean_x=0.0, lean_y=0.0, right
     x = torch.stack([xx, xy * height / width, -(xx * right + xy * down) * 2 / width], 1)
     y = torch.stack([yx * width / height, yy, -(yx * right + yy * down) * 2 / height], 1)
     grid = F.affine_grid(torch.stack([x, y], 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def shift_and_affine(
-    images: torch.Tensor, numbers: torch.Tensor, shift: float, rotate: float, rescale: float
+    images: torch.Tensor, numbers: torch.Tensor, shift: float, rotate: float, rescale: float, shear: float = 0.0
 ) -> torch.Tensor:
     """Moved by up to `shift` pixels each way, turned by up to `rotate` degrees, enlarged or reduced by up to the share
-    `rescale`, each uniformly; four numbers an image."""
-    if not (shift or rotate or rescale):
+    `rescale`, leaning by up to `shear`, each uniformly; five numbers an image. Bicubic: of 8 pixels a side, moved by
+    half of one, linear weights would leave a blur."""
+    if not (shift or rotate or rescale or shear):
         return images
-    right, down, turn, grow = (numbers * 2 - 1).unbind(1)
-    return warp(images, math.radians(rotate) * turn, 1 + rescale * grow, right=shift * right, down=shift * down)
+    right, down, turn, grow, lean = (numbers * 2 - 1).unbind(1)
+    moves = {"lean_x": shear * lean, "right": shift * right, "down": shift * down}
+    return warp(images, math.radians(rotate) * turn, 1 + rescale * grow, **moves, mode="bicubic").clamp(0, 1)
+
+
+def add_noise(images: torch.Tensor, numbers: torch.Tensor, spread: float) -> torch.Tensor:
+    """Normal noise of a standard deviation; a number for each pixel."""
+    if not spread:
+        return images
+    return images + spread * math.sqrt(2) * torch.erfinv((2 * numbers - 1).clamp(-1 + 1e-6, 1 - 1e-6)).view_as(images)
 
 
 def flip(images: torch.Tensor, numbers: torch.Tensor, probability: float) -> torch.Tensor:
@@ -212,13 +223,15 @@ def rand_augment(images: torch.Tensor, numbers: torch.Tensor, magnitude: float) 
 # All of it
 
 
-CROP, FLIP, MOVE, ERASE = slice(0, 4), 4, slice(5, 9), slice(9, 14)  # the places in an image's row of numbers
-FIXED = 14  # those of rand_augment follow, two for each operation
+CROP, FLIP, MOVE, ERASE = slice(0, 4), 4, slice(5, 10), slice(10, 15)  # the places in an image's row of numbers
+FIXED = 15  # those of rand_augment follow, two for each operation, and those of the noise, one for each pixel
 
 LIMITS: dict[str, tuple[float, float]] = {
     "shift": (0, math.inf),
     "rotate": (0, 180),
     "rescale": (0, 0.99),
+    "shear": (0, 10),
+    "noise": (0, 10),
     "random_resized_crop": (0.01, 1),
     "horizontal_flip": (0, 1),
     "rand_augment": (0, math.inf),
@@ -252,15 +265,21 @@ class Augment(Validated):
     shift: float = 0
     rotate: float = 0.0
     rescale: float = 0.0
+    shear: float = 0.0
+    noise: float = 0.0
     random_resized_crop: float = 1.0
     horizontal_flip: float = 0.0
     rand_augment: int = 0
     rand_augment_magnitude: float = 0.5
     random_erasing: float = 0.0
 
-    def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """The numbers of one image."""
-        return torch.rand(FIXED + 2 * self.rand_augment, generator=generator)
+    @property
+    def before_noise(self) -> int:
+        return FIXED + 2 * self.rand_augment
+
+    def draw(self, generator: torch.Generator, pixels: int = 0) -> torch.Tensor:
+        """The numbers of one image, of so many pixels when it is changed."""
+        return torch.rand(self.before_noise + (pixels if self.noise else 0), generator=generator)
 
     def crop(self, pixels: torch.Tensor, numbers: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """One image of any size, uint8, and its numbers -> a part of it at `size`."""
@@ -273,19 +292,20 @@ class Augment(Validated):
     def batch(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """What follows the crop: floats (batch, channels, height, width), and a row of numbers for each."""
         images = flip(images, numbers[:, FLIP], self.horizontal_flip)
-        images = shift_and_affine(images, numbers[:, MOVE], self.shift, self.rotate, self.rescale)
-        images = rand_augment(images, numbers[:, FIXED:], self.rand_augment_magnitude)
-        return erase(images, numbers[:, ERASE], self.random_erasing)
+        images = shift_and_affine(images, numbers[:, MOVE], self.shift, self.rotate, self.rescale, self.shear)
+        images = rand_augment(images, numbers[:, FIXED : self.before_noise], self.rand_augment_magnitude)
+        images = erase(images, numbers[:, ERASE], self.random_erasing)
+        return add_noise(images, numbers[:, self.before_noise :], self.noise)
 
     def __call__(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """One image, (channels, height, width), uint8 or floats between 0 and 1; the same comes out."""
         if self == Augment():
             return image
-        numbers = self.draw(generator)
+        numbers = self.draw(generator, image.numel())
         scale = 1 if image.is_floating_point() else 255
         pixels = (image * (255 / scale)).round().to(torch.uint8)
         image = self.crop(pixels, numbers, tuple(image.shape[1:])) * (scale / 255) if self.crops else image
-        changed = self.batch(image[None].float() / scale, numbers[None])[0] * scale
+        changed = self.batch(image[None].float() / scale, numbers[None])[0].clamp(0, 1) * scale
         return changed if scale == 1 else changed.round().to(torch.uint8)
 
 

@@ -94,15 +94,22 @@ def from_file(path: str | Path) -> dict[str, Any]:
     return {name: value for name, value in read_recipe(str(path)).items() if name in FLAGS - OF_MODEL}
 
 
+def said_by_run(run: Path | None, config: PreTrainedConfig) -> dict[str, Any]:
+    """What the run was told; its precision as it came to be, by a launcher or by measuring. Without a run the model's
+    own length."""
+    if run is None:
+        return {"max_seq_length": config.max_position_embeddings}
+    told = from_file(run / "run.yaml")
+    return {**told, "mixed_precision": recorded_page(run).get("precision", told.get("mixed_precision"))}
+
+
 def judged(model: str, config: PreTrainedConfig, recipe: str | None, words: list[str]) -> Arguments:
     """Flags over the recipe over the run that the model lies in."""
     given = named(words)
     for flag in given:
         if flag not in FLAGS:
             raise ValueError(f"there is no flag --{flag} in an evaluation{nearest(flag, FLAGS)}")
-    run = run_of(model)
-    values = from_file(run / "run.yaml") if run else {"max_seq_length": config.max_position_embeddings}
-    values = layered(values, from_file(recipe) if recipe else {})
+    values = layered(said_by_run(run_of(model), config), from_file(recipe) if recipe else {})
     check_partners(layered(values, given))
     said = [item for item in layered(values, given).items() if item[0] not in given and item[1] is not None]
     base = [f"--{name}={as_flag(name, value)}" for name, value in said]
@@ -145,7 +152,7 @@ def check_classes(task: Task, config: PreTrainedConfig) -> None:
     if strange is None and len(theirs) < len(ours):
         why = f"it lacks {next(name for name in ours if name not in theirs)!r}"
     raise ValueError(
-        f"the classes of the data are not the model's: {why}. Data: {shown(theirs)}; model: {shown(ours)}"
+        f"the classes of the data are not the model's: {why}\n  data: {shown(theirs)}\n  model: {shown(ours)}"
     )
 
 

@@ -348,7 +348,11 @@ def show_filled(answer: Answer, mask: str) -> str:
 
 
 def show_continued(answer: Answer, mask: str) -> str:
-    return answer["text"] + answer["continuation"]
+    """Without what would steer a terminal."""
+    whole = answer["text"] + answer["continuation"]
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in whole
+    )
 
 
 def listed(answer: Answer) -> str:
@@ -374,13 +378,14 @@ class Way(NamedTuple):
     show: Callable[[Answer, str], str]
     options: dict[str, float]  # with their defaults
     example: str
+    between: str = ""  # a line between two answers, where one may have several paragraphs
 
 
 # nanoGPT's habit: a continuation is drawn, at temperature 0.8, from the 200 likeliest tokens
 DRAWN = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 200, "top_p": 1.0, "seed": 0}
 WAYS: dict[str, Way] = {
     "masked_lm": Way(fill, show_filled, {"top_k": 5}, '"A text with a MASK in it."'),
-    "causal_lm": Way(go_on, show_continued, DRAWN, '"The beginning of a text"'),
+    "causal_lm": Way(go_on, show_continued, DRAWN, '"The beginning of a text"', "---"),
     "sequence_classification": Way(classify_texts, show_text_class, {"top_k": 3}, '"A text."'),
     "image_classification": Way(classify_images, show_image_class, {"top_k": 3}, "image.png"),
 }
@@ -422,9 +427,11 @@ def answers(
         first += len(batch)
 
 
-def show(saved: Saved, answer: Answer) -> str:
+def show(saved: Saved, answer: Answer, number: int = 0) -> str:
     """A line, or a few."""
-    return WAYS[saved.task].show(answer, getattr(saved.processor, "mask_token", None))
+    way = WAYS[saved.task]
+    above = f"{way.between}\n" if number and way.between else ""
+    return above + way.show(answer, getattr(saved.processor, "mask_token", None))
 
 
 def example(saved: Saved) -> str:

@@ -75,15 +75,18 @@ TOKENIZERS = {"wordpiece": wordpiece, "bpe": byte_level_bpe, "characters": chara
 SMALLEST = {"wordpiece": 64, "bpe": 256 + len(SPECIAL), "characters": len(SPECIAL) + 1}
 
 
-def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of the named kind, which frames a text as [CLS] text [SEP] unless told not to add special tokens."""
+def train_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int, max_length: int, closes: bool = True
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of the named kind, which frames a text as [CLS] text [SEP] unless told not to add special tokens; as
+    [CLS] text unless it `closes`: a causal model that is to go on must not read that the text is over."""
     if kind not in TOKENIZERS:
         raise ValueError(f"tokenizer_type={kind!r} is not one of {', '.join(TOKENIZERS)}{nearest(kind, TOKENIZERS)}")
     if vocab_size < SMALLEST[kind]:
         raise ValueError(f"vocab_size={vocab_size} is too small for a {kind} tokenizer: at least {SMALLEST[kind]}")
     tokenizer = TOKENIZERS[kind](texts, vocab_size)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
+        single="[CLS] $A [SEP]" if closes else "[CLS] $A",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
     )
@@ -104,7 +107,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, max_length
 
 
 def load_or_train_tokenizer(
-    model: ModelArguments, texts: Iterable[str], max_length: int, kind: str = "wordpiece"
+    model: ModelArguments, texts: Iterable[str], max_length: int, kind: str = "wordpiece", closes: bool = True
 ) -> PreTrainedTokenizerFast:
     """The tokenizer that a run names; else that of the model it goes on from; else one trained on the texts, of the
     given kind unless the run names another."""
@@ -112,7 +115,7 @@ def load_or_train_tokenizer(
         name = getattr(model, flag)
         if name is not None:
             return load_tokenizer(flag, name, max_length)
-    return train_tokenizer(model.tokenizer_type or kind, texts, model.vocab_size, max_length)
+    return train_tokenizer(model.tokenizer_type or kind, texts, model.vocab_size, max_length, closes)
 
 
 def load_tokenizer(flag: str, name: str, max_length: int) -> PreTrainedTokenizerFast:

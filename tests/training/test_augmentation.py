@@ -60,7 +60,7 @@ def test_a_move_by_whole_pixels_repeats_the_edge():
     padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
     assert torch.allclose(warp(image, right=1.0), padded[:, :, 2:7, 1:5], atol=1e-5)
     assert torch.allclose(warp(image, down=-2.0), padded[:, :, 4:9, 2:6], atol=1e-5)
-    assert shift_and_affine(image, torch.rand(1, 4), 0, 0.0, 0.0) is image
+    assert shift_and_affine(image, torch.rand(1, 5), 0, 0.0, 0.0) is image
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 33), (24, 40)])
@@ -94,10 +94,10 @@ def test_moves_turns_and_zooms_are_uniform(monkeypatch):
     """Over 4000 images: within the limits, with the mean and spread of a uniform distribution."""
     seen = {}
     monkeypatch.setattr(
-        augmentation, "warp", lambda images, turn, zoom, **moves: seen.update(turn=turn, zoom=zoom, **moves)
+        augmentation, "warp", lambda images, turn, zoom, **moves: seen.update(turn=turn, zoom=zoom, **moves) or images
     )
-    shift_and_affine(torch.rand(4000, 1, 2, 2), torch.rand(4000, 4), 3, 30.0, 0.2)
-    limits = {"turn": (0, math.radians(30)), "zoom": (1, 0.2), "right": (0, 3), "down": (0, 3)}
+    shift_and_affine(torch.rand(4000, 1, 2, 2), torch.rand(4000, 5), 3, 30.0, 0.2, 0.4)
+    limits = {"turn": (0, math.radians(30)), "zoom": (1, 0.2), "right": (0, 3), "down": (0, 3), "lean_x": (0, 0.4)}
     for name, (middle, most) in limits.items():
         found = seen[name]
         assert (found - middle).abs().max() <= most * (1 + 1e-5)
@@ -108,7 +108,7 @@ def test_moves_turns_and_zooms_are_uniform(monkeypatch):
 def test_a_plain_picture_stays_plain():
     """What becomes free takes the colour of the edge."""
     plain = torch.full((5, 3, 9, 7), 0.3)
-    assert torch.allclose(shift_and_affine(plain, torch.rand(5, 4), 3, 40, 0.3), plain, atol=1e-6)
+    assert torch.allclose(shift_and_affine(plain, torch.rand(5, 5), 3, 40, 0.3, 0.3), plain, atol=1e-6)
 
 
 def test_flip_exchanges_left_and_right():
@@ -268,7 +268,7 @@ def test_rand_augment_by_hand():
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it
 
-EVERYTHING = Augment(2, 15.0, 0.2, 0.5, 0.5, 2, 0.6, 0.5)
+EVERYTHING = Augment(2, 15.0, 0.2, 0.3, 0.1, 0.5, 0.5, 2, 0.6, 0.5)
 
 
 def test_nothing_chosen_is_the_identity():
@@ -292,7 +292,7 @@ def test_the_same_place_gives_the_same_image():
 def test_an_image_does_not_depend_on_its_batch():
     """Twelve images together, each by itself, and in the other order."""
     images = torch.rand(12, 3, 16, 12)
-    numbers = torch.stack([EVERYTHING.draw(generator(0, 0, index)) for index in range(12)])
+    numbers = torch.stack([EVERYTHING.draw(generator(0, 0, index), 3 * 16 * 12) for index in range(12)])
     together = EVERYTHING.batch(images, numbers)
     alone = torch.cat([EVERYTHING.batch(images[place : place + 1], numbers[place : place + 1]) for place in range(12)])
     assert torch.allclose(together, alone, atol=1e-6)
@@ -312,6 +312,7 @@ def test_every_number_has_one_use():
     """Each place of an image's row is changed in turn: it shows in one augmentation at most, and all are used."""
     image, numbers = photo(24, 24), torch.full((FIXED,), 0.3)
     alone = [{"random_resized_crop": 0.3}, {"horizontal_flip": 0.5}, {"shift": 2}, {"rotate": 30.0}, {"rescale": 0.3}]
+    alone.append({"shear": 0.3})
     alone = [Augment(**choice) for choice in [*alone, {"random_erasing": 0.5}]]
 
     def result(augment, numbers):
@@ -325,6 +326,21 @@ def test_every_number_has_one_use():
             changed[place] = 0.8
             uses[place] += not torch.equal(result(augment, numbers), result(augment, changed))
     assert uses.tolist() == [1] * FIXED
+
+
+def test_noise_is_normal():
+    """A million pixels: mean 0 and the spread that is asked for, as much beyond two and three of it as scipy says;
+    with it switched on, the rest is as before."""
+    from scipy.stats import norm
+
+    plain, noisy = (Augment(shift=2, noise=noise) for noise in (0.0, 0.1))
+    images = torch.rand(100, 1, 100, 100)
+    numbers = torch.stack([noisy.draw(generator(0, index), 100 * 100) for index in range(100)])
+    added = noisy.batch(images, numbers) - plain.batch(images, numbers[:, :FIXED])
+    assert added.mean().item() == pytest.approx(0, abs=1e-3)
+    assert added.std().item() == pytest.approx(0.1, rel=0.01)
+    for times in (2, 3):
+        assert (added.abs() > 0.1 * times).float().mean().item() == pytest.approx(2 * norm.sf(times), rel=0.05)
 
 
 def test_augment_and_mix_are_made_from_flags():

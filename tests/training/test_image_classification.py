@@ -339,7 +339,7 @@ def test_previews_are_the_same_examples(shapes):
 
 
 def test_figures_are_written(tmp_path):
-    """Three PNG files, with the right matrix, wrong answers marked, and mixed labels as they are."""
+    """PNG files, with the right matrix, wrong answers marked, and mixed labels as they are."""
     pytest.importorskip("matplotlib")
     task, config = make(mixup_alpha=1.0)
     model = TriuneForImageClassification(config).eval()
@@ -347,7 +347,8 @@ def test_figures_are_written(tmp_path):
     batch = task.collate([held_out[index] for index in range(50)])
     records = record(*task.pairs(model(pixel_values=batch["pixel_values"]).logits, batch["labels"]))
     files = task.figures(model, records, tmp_path)
-    assert sorted(file.name for file in files) == ["confusion_matrix.png", "held_out.png", "training_images.png"]
+    names = ["attention_rollout", "confusion_matrix", "held_out", "patches", "positions", "training_images"]
+    assert sorted(file.stem for file in files) == names
     assert all(Image.open(file).width > 500 for file in files)
 
 

@@ -47,9 +47,12 @@ def test_a_tokenizer_without_a_frame_is_given_one(tokenizer):
     bare = train_tokenizer("bpe", TEXTS, vocab_size=300, max_length=32)
     bare.backend_tokenizer.post_processor = None
     bare.post_processor = None
-    ids = token_stream(DOCUMENTS[:2], bare).ids.tolist()
-    plain = [bare(text, add_special_tokens=False)["input_ids"] for text in TEXTS[:2]]
-    assert ids == [CLS, *plain[0], SEP, CLS, *plain[1], SEP]
+    for tokenizer in (bare, train_tokenizer("bpe", TEXTS, vocab_size=300, max_length=32, closes=False)):
+        stream = token_stream(DOCUMENTS[:2], tokenizer, words=True)
+        plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS[:2]]
+        assert stream.ids.tolist() == [CLS, *plain[0], SEP, CLS, *plain[1], SEP]
+        assert len(stream.words) == len(stream.ids)
+    assert tokenizer(TEXTS[0])["input_ids"] == [CLS, *plain[0]]
 
 
 @pytest.mark.parametrize("length", [7, 16, 500])

@@ -24,6 +24,7 @@ class CausalLanguageModeling(LanguageModeling):
     name = "causal_lm"
     head = TriuneForCausalLM
     tokenizer_kind = "bpe"
+    closes = False  # a prompt goes on
 
     def stride(self, length: int) -> int:
         """By default half a row: a token that is scored has at least that much before it."""

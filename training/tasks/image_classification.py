@@ -70,7 +70,7 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, key: Key) -> TrainingSample:
         pixels, replaced = self.images[key.index]
-        numbers = self.augment.draw(generator(self.seed, *key))
+        numbers = self.augment.draw(generator(self.seed, *key), len(pixels) * self.size[0] * self.size[1])
         fit = self.augment.crop(pixels, numbers, self.size) if self.augment.crops else resized(pixels, self.size)
         return TrainingSample(fit, int(self.images.labels[key.index]), replaced, numbers, key)
 

@@ -30,15 +30,15 @@ class LanguageModeling(Task):
     unit = "tokens"
     words = False  # whether the training rows tell words apart
     tokenizer_kind: ClassVar[str]  # of the tokenizer that is trained, unless another is named
+    closes: ClassVar[bool] = True  # whether it puts its last token behind a text by itself
 
     def __init__(self, arguments: Arguments):
         super().__init__(arguments)
         data, seed, length = arguments.data, arguments.training.seed, arguments.data.max_seq_length
         self.text = stream_text(data) if data.streaming else load_text(data)
         self.fingerprint = self.text.fingerprint
-        self.processor = load_or_train_tokenizer(
-            arguments.model, (document.text for document in self.known_documents()), length, self.tokenizer_kind
-        )
+        texts = (document.text for document in self.known_documents())
+        self.processor = load_or_train_tokenizer(arguments.model, texts, length, self.tokenizer_kind, self.closes)
         if data.streaming:
             self.train = StreamedRows(self.text, self.processor, length, seed, self.words)
         else:
