@@ -63,13 +63,13 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+", help="names of files in recipes/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for recipe in asked.recipes:
         runs = []
         for seed in asked.seeds:
             for part in PARTS.get(recipe, [{}]):
                 runs.append(train(recipe, seed, part))
                 print(recipe, {name: value for name, value in runs[-1].items() if name != "baselines"}, flush=True)
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         machine = {"versions": versions(), "cores": os.cpu_count()}
         results[recipe] = {"summary": summary(runs), "runs": runs, **machine}
         RESULTS.parent.mkdir(exist_ok=True)
