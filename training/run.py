@@ -58,8 +58,12 @@ def merged(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def build_config(arguments: Arguments, task: Task) -> TriuneConfig:
     own = options_of("config", arguments.model.config)
-    fields = merged(task.config_fields(), own)
-    return preset(arguments.model.preset, **fields) if arguments.model.preset else TriuneConfig(**fields)
+    fields, name = merged(task.config_fields(), own), arguments.model.preset
+    if name is None:
+        return TriuneConfig(**fields)
+    chosen = {axis: fields[axis] for axis in ("attention",) if axis in fields}
+    preset(name, **{**own, **chosen}).check_head(task.head.__name__)  # before sizes of text meet a model for images
+    return preset(name, **fields)
 
 
 def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.Module:
@@ -170,7 +174,7 @@ def write_figures(loop: Loop, folder: Path) -> list[Path]:
     if not loop.accelerator.is_main_process:
         return []
     if not figures.available():
-        loop.console.note('no figures: they need matplotlib, pip install "triune[plots]"')
+        loop.console.note(figures.MISSING)
         return []
     folder.mkdir(parents=True, exist_ok=True)
     records = read(loop.folder / "metrics.jsonl")

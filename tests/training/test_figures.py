@@ -15,6 +15,26 @@ from triune.modeling import (
     TriuneModel,
 )
 from triune.training import figures
+from triune.training.figures.attention import (
+    draw_attention_rollout,
+    draw_attention_rollout_text,
+    patch_rollout,
+    rollout,
+    rollout_of,
+)
+from triune.training.figures.confusion import draw_confusion_matrix, row_shares, worst_confusions
+from triune.training.figures.images import draw_image_grid, draw_patch_grid
+from triune.training.figures.observing import read
+from triune.training.figures.positions import (
+    addend_similarity,
+    draw_relative_bias,
+    grid_of_grids,
+    relative_bias,
+    rotation_similarity,
+)
+from triune.training.figures.style import FAINT, ORANGE, spread
+from triune.training.figures.surprise import draw_surprisal, flow, surprise_of
+from triune.training.figures.training_curves import draw_curve, draw_learning_rate_and_throughput, series, smooth
 from triune.training.tokenizers import MASK, train_tokenizer
 
 
@@ -73,7 +93,7 @@ def test_a_curve_draws_the_records():
     """Points of training, of quick and of full evaluations, and the baseline: the values that were given."""
     records = [train(step, 5 - step / 100) for step in range(50, 301, 50)]
     records += [evaluation(0, 6.0, True), evaluation(100, 4.4), evaluation(200, 3.4), evaluation(300, 2.5, True)]
-    figure = figures.draw_curve(records, "loss", {"unigram": 5.38})
+    figure = draw_curve(records, "loss", {"unigram": 5.38})
     lines = lines_of(figure.axes[0])
     assert lines["training, as logged"].tolist() == [[step, 5 - step / 100] for step in range(50, 301, 50)]
     assert lines["held out, a part"].tolist() == [[100, 4.4], [200, 3.4]]
@@ -87,9 +107,9 @@ def test_a_curve_draws_the_records():
 def test_what_is_not_a_number_is_told_and_left_out():
     """NaN, infinity, and the null and the words that JSON may hold: no points, their steps named."""
     values = {1: 2.0, 2: math.nan, 3: None, 4: "Infinity", 5: "NaN", 6: 1.0}
-    one = figures.series([train(step, value) for step, value in values.items()], "train", "loss")
+    one = series([train(step, value) for step, value in values.items()], "train", "loss")
     assert one.steps.tolist() == [1, 6] and one.values.tolist() == [2.0, 1.0] and one.lost.tolist() == [2, 3, 4, 5]
-    figure = figures.draw_curve([train(step, value) for step, value in values.items()], "loss", {})
+    figure = draw_curve([train(step, value) for step, value in values.items()], "loss", {})
     assert any("not a number at step 2, 3, 4, …" in word for word in words_of(figure))
     assert lines_of(figure.axes[0])["training"].shape == (2, 2)
 
@@ -97,21 +117,21 @@ def test_what_is_not_a_number_is_told_and_left_out():
 def test_a_resumed_run_draws_each_step_once():
     """Steps that stand twice: the later record, in the order of steps."""
     records = [train(10, 3.0), train(20, 2.0), train(30, 9.0), train(20, 2.1), train(30, 1.5)]
-    one = figures.series(records, "train", "loss")
+    one = series(records, "train", "loss")
     assert one.steps.tolist() == [10, 20, 30] and one.values.tolist() == [3.0, 2.1, 1.5]
 
 
 def test_smoothing():
     """A straight line stays straight inside, noise shrinks, few points stay as they are, as numpy's average has it."""
     line = np.linspace(3, 1, 200)
-    assert np.allclose(figures.smooth(line)[20:-20], line[20:-20])
+    assert np.allclose(smooth(line)[20:-20], line[20:-20])
     noise = np.random.default_rng(0).normal(size=500)
-    assert figures.smooth(noise).std() < 0.4 * noise.std()
-    assert np.allclose(figures.smooth(np.array([1.0, 5.0, 2.0])), [1.0, 5.0, 2.0])
-    assert figures.smooth(np.array([4.0])).tolist() == [4.0]
+    assert smooth(noise).std() < 0.4 * noise.std()
+    assert np.allclose(smooth(np.array([1.0, 5.0, 2.0])), [1.0, 5.0, 2.0])
+    assert smooth(np.array([4.0])).tolist() == [4.0]
     values, width = np.random.default_rng(1).normal(size=100), 2.0
     weights = np.exp(-0.5 * ((np.arange(100) - 50) / width) ** 2) * (abs(np.arange(100) - 50) <= 6)
-    assert figures.smooth(values)[50] == pytest.approx(np.average(values, weights=weights))
+    assert smooth(values)[50] == pytest.approx(np.average(values, weights=weights))
 
 
 @pytest.mark.parametrize(
@@ -125,13 +145,13 @@ def test_smoothing():
 )
 def test_labels_are_spread(places, expected):
     """By hand: a gap of 0.1, the order and the middle kept, nothing outside."""
-    assert figures.spread(places, 0.1) == pytest.approx(expected)
+    assert spread(places, 0.1) == pytest.approx(expected)
 
 
 def test_many_labels_keep_their_gap():
     """Random places: neighbours at least the gap apart, in the same order."""
     places = np.random.default_rng(0).random(9)
-    moved = np.array(figures.spread(places, 0.08))
+    moved = np.array(spread(places, 0.08))
     assert (np.diff(moved[np.argsort(places)]) > 0.08 - 1e-9).all()
     assert moved.min() > -1e-9 and moved.max() < 1 + 1e-9
 
@@ -140,11 +160,11 @@ def test_the_close_up_shows_what_is_compared():
     """Evaluations at 98 to 99 % beside a baseline at 98.6 %: the axis leaves out the start and the majority class,
     whose label points there; with nothing to compare it shows all."""
     records = [evaluation(step, 1.0, True, accuracy=value) for step, value in enumerate((0.1, 0.95, 0.98, 0.99))]
-    figure = figures.draw_curve(records, "accuracy", {"majority class": 0.101, "1-NN": 0.986})
+    figure = draw_curve(records, "accuracy", {"majority class": 0.101, "1-NN": 0.986})
     low, high = figure.axes[0].get_ylim()
     assert 0.9 < low < 0.98 and 0.99 < high < 1.01
     assert "majority class 10.1% ↓" in words_of(figure) and "1-NN 98.6%" in words_of(figure)
-    low, high = figures.draw_curve(records, "accuracy", {}).axes[0].get_ylim()
+    low, high = draw_curve(records, "accuracy", {}).axes[0].get_ylim()
     assert low < 0.1 and high > 0.99
 
 
@@ -167,7 +187,7 @@ def test_curves_of_the_metrics_that_have_a_baseline(tmp_path):
 def test_learning_rate_and_throughput(tmp_path):
     """Both lines as given, the median named; one record, and none, are drawn too."""
     records = [train(step, 1.0, learning_rate=step / 1e4, throughput=1000.0 * step) for step in (1, 2, 4)]
-    figure = figures.draw_learning_rate_and_throughput(records, "images")
+    figure = draw_learning_rate_and_throughput(records, "images")
     rate, speed = (axes.get_lines()[0].get_xydata().tolist() for axes in figure.axes)
     assert rate == [[1, 1e-4], [2, 2e-4], [4, 4e-4]] and speed == [[1, 1000], [2, 2000], [4, 4000]]
     assert "dashed: the median, 2,000 images per second" in words_of(figure)
@@ -182,7 +202,7 @@ def test_learning_rate_and_throughput(tmp_path):
 def test_confusion_matrix_draws_counts_and_shares():
     """Every count and its share of the row in its cell, colours by the root of the share, the worst named first."""
     matrix = np.array([[8, 2, 0], [1, 9, 0], [3, 0, 1]])
-    figure = figures.draw_confusion_matrix(matrix, ["cat", "dog", "$x_1$"])
+    figure = draw_confusion_matrix(matrix, ["cat", "dog", "$x_1$"])
     axes = figure.axes[0]
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {
@@ -196,7 +216,7 @@ def test_confusion_matrix_draws_counts_and_shares():
     right, wrong = (np.ma.filled(image.get_array(), 0) for image in axes.images)
     assert np.allclose((right + wrong) ** 2, matrix / matrix.sum(1, keepdims=True))
     assert np.count_nonzero(np.diag(wrong)) == 0
-    assert figures.worst_confusions(matrix) == [(2, 0), (0, 1), (1, 0)]
+    assert worst_confusions(matrix) == [(2, 0), (0, 1), (1, 0)]
     assert "Confusion matrix: 18 of 24 right (75.0%)" in words_of(figure)
     assert "$x_1$ → cat" in words_of(figure) and "3 of 4 (75%)" in words_of(figure)
 
@@ -207,21 +227,21 @@ def test_confusion_matrix_of_many_and_absent_classes(count, tmp_path):
     names = [f"a class with quite a long name, number {index}" for index in range(count)]
     matrix = np.eye(count, dtype=int) * 5
     matrix[0] = 0
-    assert np.isnan(figures.row_shares(matrix)[0]).all()
+    assert np.isnan(row_shares(matrix)[0]).all()
     wide, high = image_size(figures.confusion_matrix(matrix, names, tmp_path / "x.png"))
     assert wide >= 1600 and high < wide * 1.2
 
 
 def test_confusion_matrix_of_nothing():
     """Before the first evaluation: no division by zero, no confusion named."""
-    words = words_of(figures.draw_confusion_matrix(np.zeros((2, 2), int), "ab"))
+    words = words_of(draw_confusion_matrix(np.zeros((2, 2), int), "ab"))
     assert {"No confusions", "Confusion matrix: 0 of 0 right (0.0%)"} <= set(words)
 
 
 def test_confusion_matrix_must_fit_its_names():
     """The shape that was given and the one that is needed."""
     with pytest.raises(ValueError, match=r"of 3 classes has the shape \(3, 3\), got \(2, 2\)"):
-        figures.draw_confusion_matrix(np.eye(2), "abc")
+        draw_confusion_matrix(np.eye(2), "abc")
 
 
 def test_shortened_names_differ_at_the_end():
@@ -241,7 +261,7 @@ def test_shortened_names_differ_at_the_end():
 def test_image_grid_draws_the_images(shape):
     """Pixels as given (grey three times, other channels as their mean), captions below, wrong ones in orange."""
     images = [torch.rand(shape) for _ in range(5)]
-    figure = figures.draw_image_grid(images, ["a", "b", "$c", "d", "e"], {1}, "Samples")
+    figure = draw_image_grid(images, ["a", "b", "$c", "d", "e"], {1}, "Samples")
     axes = figure.axes[0]
     for drawn, image in zip(axes.images, images, strict=True):
         expected = image if shape[0] == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
@@ -250,7 +270,7 @@ def test_image_grid_draws_the_images(shape):
         assert (right - left) / (bottom - top) == pytest.approx(shape[2] / shape[1])
     captions = {text.get_text(): text.get_color() for text in axes.texts}
     assert list(captions) == ["a", "b", "$c", "d", "e"]
-    assert [name for name, colour in captions.items() if colour == figures.ORANGE] == ["b"]
+    assert [name for name, colour in captions.items() if colour == ORANGE] == ["b"]
 
 
 def test_a_dollar_is_a_dollar(tmp_path):
@@ -270,7 +290,7 @@ def test_image_grid_without_images(tmp_path):
 def test_patch_grid_cuts_as_slices_do():
     """Patches of the picture beside the image: each tile the slice of the image that it should be."""
     image = torch.rand(3, 4, 6)
-    whole, pieces = (drawn.get_array() for drawn in figures.draw_patch_grid(image, 2).axes[0].images)
+    whole, pieces = (drawn.get_array() for drawn in draw_patch_grid(image, 2).axes[0].images)
     assert np.allclose(whole, image.permute(1, 2, 0).numpy())
     tile = 24 + 2 * (24 // 12)
     for row in range(2):
@@ -297,7 +317,7 @@ def test_rollout_by_hand():
     first = torch.tensor([[[[1.0, 0.0], [0.2, 0.8]], [[0.6, 0.4], [0.0, 1.0]]]])
     second = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]]]])
     expected = torch.tensor([[0.75, 0.25], [0.25, 0.75]]) @ torch.tensor([[0.9, 0.1], [0.05, 0.95]])
-    assert torch.allclose(figures.rollout([first, second])[0].float(), expected)
+    assert torch.allclose(rollout([first, second])[0].float(), expected)
 
 
 @pytest.mark.parametrize("model", [image_model(), text_model(), text_model(TriuneForCausalLM, "gpt2-mini")])
@@ -305,7 +325,7 @@ def test_rollout_rows_sum_to_one(model):
     """Of real attentions; a causal model has nothing from later tokens."""
     name = model.main_input_name if model.config.embedding["type"] == "tokens" else "pixel_values"
     inputs = torch.rand(2, 1, 8, 8) if name == "pixel_values" else torch.randint(5, 80, (2, 9))
-    total = figures.rollout_of(model, **{name: inputs})
+    total = rollout_of(model, **{name: inputs})
     assert torch.allclose(total.sum(-1), torch.ones(total.shape[:2], dtype=total.dtype))
     if model.config.attention["type"] == "causal":
         assert total.triu(1).abs().max() == 0
@@ -316,10 +336,10 @@ def test_patch_rollout_follows_the_pooling(pooling):
     """The row of CLS, or the mean of the patches' rows, without CLS's own share; in multiples of the mean."""
     model = image_model(pooling=pooling)
     pixels = torch.rand(2, 1, 8, 8)
-    total = figures.rollout_of(model, pixel_values=pixels)
+    total = rollout_of(model, pixel_values=pixels)
     row = total[:, 0, 1:] if pooling == "cls" else total[:, 1:, 1:].mean(1)
     expected = (row / row.mean(1, keepdim=True)).view(2, 4, 4)
-    assert torch.allclose(figures.patch_rollout(model, pixels), expected)
+    assert torch.allclose(patch_rollout(model, pixels), expected)
 
 
 def test_rollout_needs_the_attention_of_the_model_in_evaluation():
@@ -330,9 +350,9 @@ def test_rollout_needs_the_attention_of_the_model_in_evaluation():
     model.classifier.eval()
     before = {name: module.training for name, module in model.named_modules()}
     pixels = torch.rand(1, 1, 8, 8)
-    assert torch.equal(figures.patch_rollout(model, pixels), figures.patch_rollout(model, pixels))
+    assert torch.equal(patch_rollout(model, pixels), patch_rollout(model, pixels))
     with pytest.raises(ValueError, match="pixel_values"):
-        figures.patch_rollout(model, torch.rand(1, 2, 8, 8))
+        patch_rollout(model, torch.rand(1, 2, 8, 8))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert model.config._attn_implementation == "sdpa"
     assert torch.is_grad_enabled()
@@ -348,7 +368,7 @@ def test_attention_rollout_is_drawn_over_the_images(channels, shown, tmp_path):
     assert image_size(path)[0] == 1600
     maps = torch.ones(1, 4, 4)
     maps[0, 1, 2] = 3.0
-    over = figures.draw_attention_rollout(maps, images[:1]).axes[0].images[1].get_array()
+    over = draw_attention_rollout(maps, images[:1]).axes[0].images[1].get_array()
     light = over.mean(-1)
     side = shown[0] // 4
     assert np.argwhere(light < light.max() - 1e-6).min(0).tolist() == [side, 2 * side]
@@ -365,7 +385,7 @@ def test_attention_rollout_of_no_images(tmp_path):
 def test_attention_rollout_of_text(head, name, tokenizer, tmp_path):
     """The rollout without its diagonal, by its root; long, short and no text."""
     matrix = np.random.default_rng(0).random((4, 4))
-    drawn = figures.draw_attention_rollout_text(matrix, ["[CLS]", "$a", " ", "b"]).axes[0].images[0].get_array()
+    drawn = draw_attention_rollout_text(matrix, ["[CLS]", "$a", " ", "b"]).axes[0].images[0].get_array()
     off = ~np.eye(4, dtype=bool)
     assert np.allclose(drawn[off] ** 2, matrix[off]) and np.ma.getmaskarray(np.ma.masked_invalid(drawn))[~off].all()
     model = text_model(head, name)
@@ -380,9 +400,9 @@ def test_attention_rollout_of_text(head, name, tokenizer, tmp_path):
 def test_surprisal_of_a_causal_model_is_its_loss(tokenizer):
     """Bits of each token: their mean is the loss that the model itself gives, the first is not scored."""
     model = text_model(TriuneForCausalLM, "gpt2-mini").eval()
-    reading = figures.read(model, tokenizer, TEXT)
+    reading = read(model, tokenizer, TEXT)
     reading = reading._replace(special=np.zeros_like(reading.special))
-    surprise = figures.surprise_of(model, reading)
+    surprise = surprise_of(model, reading)
     assert np.isnan(surprise.bits[0]) and np.isfinite(surprise.bits[1:]).all()
     loss = model(input_ids=reading.ids, labels=reading.ids).loss.item()
     assert surprise.bits[1:].mean() * math.log(2) == pytest.approx(loss, rel=1e-5)
@@ -391,8 +411,8 @@ def test_surprisal_of_a_causal_model_is_its_loss(tokenizer):
 def test_surprisal_of_a_masked_model_masks_one_token_at_a_time(tokenizer):
     """Against a loop that masks each place and reads off its probability; what frames the text is not scored."""
     model = text_model().eval()
-    reading = figures.read(model, tokenizer, TEXT)
-    surprise = figures.surprise_of(model, reading, MASK)
+    reading = read(model, tokenizer, TEXT)
+    surprise = surprise_of(model, reading, MASK)
     length = reading.ids.shape[1]
     assert np.isnan(surprise.bits[[0, length - 1]]).all()
     for place in range(1, length - 1):
@@ -406,20 +426,20 @@ def test_surprisal_of_a_masked_model_masks_one_token_at_a_time(tokenizer):
 
 def test_text_flows():
     """Words of given widths on lines of 10: a full line, a break, and a word that is too long for any."""
-    places = figures.flow([4, 4, 4, 1, 20, 2], [False, False, False, True, False, False], 10)
+    places = flow([4, 4, 4, 1, 20, 2], [False, False, False, True, False, False], 10)
     assert places == [(0, 0), (0, 4), (1, 0), (1, 4), (2, 0), (3, 0)]
 
 
 def test_surprisal_draws_each_token():
     """Tokens and guesses in order, the mean in the title, colours deeper with the bits."""
     bits = np.array([math.nan, 1.0, 6.0])
-    figure = figures.draw_surprisal(["[CLS]", "$x", "↵"], bits, ["", "", "guess"], 64, "causal")
+    figure = draw_surprisal(["[CLS]", "$x", "↵"], bits, ["", "", "guess"], 64, "causal")
     words = words_of(figure)
     assert "Surprisal: 3.50 bits a token, where a blind guess costs 6.00" in words
     assert [word for word in words if word in ("[CLS]", "$x", "↵", "guess")] == ["[CLS]", "$x", "↵", "guess"]
     unknown, low, high = (patch.get_facecolor()[0] for patch in figure.axes[0].collections)
-    assert matplotlib.colors.to_hex(unknown).upper() == figures.FAINT
-    assert matplotlib.colors.to_hex(high).upper() == figures.ORANGE
+    assert matplotlib.colors.to_hex(unknown).upper() == FAINT
+    assert matplotlib.colors.to_hex(high).upper() == ORANGE
     assert low[:3].mean() > high[:3].mean()
 
 
@@ -430,7 +450,7 @@ def test_surprisal_files(head, name, tokenizer, tmp_path):
     model = text_model(head, name)
     for text in (TEXT * 20, "", "\n", "漢字"):
         assert image_size(figures.surprisal(model, tokenizer, text, tmp_path / "x.png"))[0] == 1600
-    assert len(figures.read(model, tokenizer, TEXT * 20).tokens) == 32
+    assert len(read(model, tokenizer, TEXT * 20).tokens) == 32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -442,17 +462,17 @@ def test_similarity_of_learned_positions():
     model = text_model()
     table = model.model.positions.table.weight.detach().double().numpy()
     table = table / np.linalg.norm(table, axis=1, keepdims=True)
-    assert np.allclose(figures.addend_similarity(model), table @ table.T)
+    assert np.allclose(addend_similarity(model), table @ table.T)
     model = image_model()
     table = model.model.positions.table.weight.detach().double().numpy()[1:]
     table = table / np.linalg.norm(table, axis=1, keepdims=True)
-    assert np.allclose(figures.addend_similarity(model), table @ table.T)
+    assert np.allclose(addend_similarity(model), table @ table.T)
 
 
 def test_grid_of_grids():
     """Map (row, column) of the picture is that row of the similarity, as a grid; lines of nothing between them."""
     similarity = np.random.default_rng(0).random((6, 6))
-    shown = figures.grid_of_grids(similarity, (2, 3))
+    shown = grid_of_grids(similarity, (2, 3))
     assert shown.shape == (2 * 3 - 1, 3 * 4 - 1)
     for row in range(2):
         for column in range(3):
@@ -465,7 +485,7 @@ def test_similarity_of_rotary_positions():
     """By distance: the mean of the cosines of distance times frequency, for each kind of layer its own."""
     position = {"type": "rotary", "theta": 1000.0, "local_theta": 100.0}
     kinds = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
-    lines = figures.rotation_similarity(text_model(position=position, **kinds))
+    lines = rotation_similarity(text_model(position=position, **kinds))
     assert list(lines) == ["full attention", "sliding attention"]
     for theta, values in zip((1000.0, 100.0), lines.values()):
         frequencies = theta ** -(np.arange(0, 16, 2) / 16)
@@ -477,12 +497,12 @@ def test_bias_of_relative_positions(attention):
     """By distance: what the hook adds in the middle of a text, at the same distance."""
     model = text_model(TriuneModel, attention=attention, position="relative", pooling="mean")
     torch.nn.init.normal_(model.positions.table.weight)
-    bias = figures.relative_bias(model)
+    bias = relative_bias(model)
     hook = model.positions.bias(torch.zeros(1, 32, 32), None, 0)[0].detach().numpy()
     assert bias.shape == (2, 32 if attention == "causal" else 63)
     for distance in (-12, -3, 0) if attention == "causal" else (-12, -3, 0, 2, 15):
         assert np.allclose(bias[:, 31 + distance], hook[:, 14, 14 + distance])
-    drawn = figures.draw_relative_bias(bias, attention == "causal").axes[0].get_lines()[1].get_xydata()
+    drawn = draw_relative_bias(bias, attention == "causal").axes[0].get_lines()[1].get_xydata()
     assert drawn[[0, 31], 0].tolist() == [-31, 0] and np.allclose(drawn[:, 1], bias[1])
 
 

@@ -11,8 +11,8 @@ from transformers import BertTokenizerFast
 
 from triune.configuration import TriuneConfig
 from triune.training.arguments import Arguments, DataArguments, ModelArguments, TrainingArguments
+from triune.training.data.labelled import load_labelled_text
 from triune.training.data.lengths import length_grouped
-from triune.training.data.text_sources import load_labelled_text
 from triune.training.metrics import record
 from triune.training.sampling import Key
 from triune.training.tasks.sequence_classification import (
@@ -327,6 +327,9 @@ def test_tokenizers_that_cannot_be_used(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     page = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**page, "pad_token": None}))
+    padded = load_or_train_tokenizer(ModelArguments(tokenizer_name=str(tmp_path)), [], 32)
+    assert padded.pad_token == padded.eos_token == "[SEP]"  # as is done with GPT-2's, which has none
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**page, "pad_token": None, "eos_token": None}))
     with pytest.raises(ValueError, match=r"tokenizer_name='.*' has no pad token: load it, set tokenizer.pad_token"):
         load_or_train_tokenizer(ModelArguments(tokenizer_name=str(tmp_path)), [], 32)
     (tmp_path / "tokenizer.json").write_text("{")

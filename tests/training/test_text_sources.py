@@ -15,19 +15,15 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from triune.training.arguments import DataArguments
-from triune.training.data import text_sources
+from triune.training.data import labelled as labelled_texts
+from triune.training.data import sections as section_reader
+from triune.training.data import tables, text_sources
+from triune.training.data.files import SPLIT_SEED
+from triune.training.data.labelled import load_labelled_text, read_labelled
+from triune.training.data.sections import read_sections, sections
+from triune.training.data.tables import Files, Split, entries, numbered
 from triune.training.data.text import Document, characters, normalised, passages, split_documents, text_data
-from triune.training.data.text_sources import (
-    Split,
-    entries,
-    load_labelled_text,
-    load_text,
-    numbered,
-    read_labelled,
-    read_sections,
-    sections,
-    stream_text,
-)
+from triune.training.data.text_sources import load_text, stream_text
 
 
 ROWS = [{"id": f"A{row}" if row % 2 else row, "text": f"row {row} of many", "label": row % 3} for row in range(40)]
@@ -117,7 +113,7 @@ def test_blank_lines_are_preferred():
 @pytest.mark.parametrize("block", [1, 7, 100, 10**6])
 def test_sections_of_a_stream_are_those_of_the_text(block, monkeypatch):
     """Read in blocks of any size, against the whole text cut at once."""
-    monkeypatch.setattr(text_sources, "BLOCK", block)
+    monkeypatch.setattr(section_reader, "BLOCK", block)
     text = prose(1, 12)
     assert list(read_sections(StringIO(text), 200)) == sections(text, 200)
 
@@ -197,7 +193,7 @@ def test_a_mixed_column_beside_the_text_does_not_matter(tmp_path):
     """40,000 rows, numbers first and words later, which pandas reads in parts of two types."""
     rows = [{"id": row if row < 35000 else f"A{row}", "text": f"row {row}"} for row in range(40000)]
     file = write(tmp_path / "a.csv", csv(rows))
-    source = text_sources.Files("train_file", (tmp_path / "a.csv",))
+    source = Files("train_file", (tmp_path / "a.csv",))
     found = [document.text for _, document in numbered(source, "text")]
     assert found == [row["text"] for row in rows] and file
 
@@ -284,7 +280,8 @@ def small_pydocs(monkeypatch):
         for side in (100, 200)
     ]
     text = text_data(*sides, "pydocs", headline=sides[1][:4])
-    monkeypatch.setattr(text_sources, "pydocs", lambda: text)
+    for module in (text_sources, labelled_texts):
+        monkeypatch.setattr(module, "pydocs", lambda: text)
     return text
 
 
@@ -382,7 +379,7 @@ def test_a_stream_is_the_rest_of_the_file(tmp_path, name):
 def test_a_stream_goes_on_anywhere(tmp_path, monkeypatch, rows):
     """From the position after each document, against the tail of a whole pass: over two tables, a text and blank rows,
     read in blocks of any size."""
-    monkeypatch.setattr(text_sources, "ROWS", rows)
+    monkeypatch.setattr(tables, "ROWS", rows)
     table(
         tmp_path, "a.jsonl", [{**row, "text": "" if row["text"].startswith("row 1") else row["text"]} for row in ROWS]
     )
@@ -605,5 +602,5 @@ def test_the_split_is_that_of_whole_documents(tmp_path):
     rows = [{"id": "0", "text": text} for text in TEXTS]
     file = write(tmp_path / "a.csv", csv(rows))
     documents = [Document(f"a.csv {row}", text) for row, text in enumerate(TEXTS)]
-    expected = split_documents(documents, 0.05, text_sources.SPLIT_SEED)[1]
+    expected = split_documents(documents, 0.05, SPLIT_SEED)[1]
     assert list(load_text(DataArguments(train_file=file)).validation) == expected

@@ -25,6 +25,15 @@ import torch
 from triune.configuration.configuration_triune import nearest
 from triune.training.arguments import DataArguments
 from triune.training.data.bundled import digits, letters
+from triune.training.data.files import (
+    SPLIT_SEED,
+    VALIDATION_SPLITS,
+    check_columns,
+    find_files,
+    in_order,
+    one_line,
+    quietly,
+)
 from triune.training.data.images import (
     DEEP,
     ImageData,
@@ -34,15 +43,6 @@ from triune.training.data.images import (
     opened,
     resized,
     with_channels,
-)
-from triune.training.data.text_sources import (
-    SPLIT_SEED,
-    VALIDATION_SPLITS,
-    check_columns,
-    find_files,
-    in_order,
-    one_line,
-    quietly,
 )
 from triune.training.sampling import permutation
 

@@ -18,8 +18,8 @@ from triune.training import figures
 from triune.training.arguments import Arguments
 from triune.training.collators import pad
 from triune.training.data.baselines import majority_class
+from triune.training.data.labelled import LabelledText, load_labelled_text
 from triune.training.data.lengths import length_grouped
-from triune.training.data.text_sources import LabelledText, load_labelled_text
 from triune.training.metrics import Records, classification_metrics, confusion
 from triune.training.sampling import Key, Plan, permutation
 from triune.training.tasks.task import Batch, Task
