@@ -9,7 +9,6 @@ baselines measured on the same data. Results are added to `benchmarks/results/re
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -53,7 +52,7 @@ def summary(runs: list[dict]) -> dict[str, dict[str, float]]:
     for name in numbers:
         seeds = {run["seed"] for run in runs}
         means = [statistics.fmean(run[name] for run in runs if run["seed"] == seed) for seed in sorted(seeds)]
-        spread = statistics.stdev(means) if len(means) > 1 else math.nan
+        spread = statistics.stdev(means) if len(means) > 1 else None
         found[name] = {"mean": statistics.fmean(means), "spread": spread, "lowest": min(means), "highest": max(means)}
     return found
 
@@ -71,6 +70,8 @@ def main() -> None:
                 print(recipe, {name: value for name, value in runs[-1].items() if name != "baselines"}, flush=True)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         machine = {"versions": versions(), "cores": os.cpu_count()}
+        kept = [run for run in results.get(recipe, {}).get("runs", []) if run["seed"] not in asked.seeds]
+        runs = sorted([*kept, *runs], key=lambda run: (run["seed"], run.get("fold", 0)))
         results[recipe] = {"summary": summary(runs), "runs": runs, **machine}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -25,7 +25,7 @@ from accelerate import PartialState
 from triune.configuration import TriuneConfig
 from triune.training.arguments import Arguments
 from triune.training.console import Console, before_after, silence
-from triune.training.environment import choose_kernels, choose_threads, versions
+from triune.training.environment import choose_threads, set_kernels, versions
 from triune.training.evaluation import FLAGS, answers, changed, check_classes, judged, recorded_page, run_of
 from triune.training.metrics import collapsed
 from triune.training.prediction import load_config, load_model, load_saved_processor, locate, task_of
@@ -74,7 +74,7 @@ def evaluate(model: str, arguments: Arguments, config: TriuneConfig, quiet: bool
     console = Console(main=accelerator.is_main_process and not quiet)
     threads = choose_threads(page.get("threads") if accelerator.num_processes == 1 else None)
     console.header({**header(accelerator, threads), "model": model})
-    task = make_task(arguments, accelerator)
+    task = make_task(arguments)
     for text in task.describe():
         console.line("data", text)
     check_classes(task, config)
@@ -82,7 +82,7 @@ def evaluate(model: str, arguments: Arguments, config: TriuneConfig, quiet: bool
     task.prepare(network.config)
     if settings.torch_compile:
         network.compile()
-    choose_kernels(settings.fast_fp32, accelerator.device, page.get("kernels", "torch's"), lambda: None)
+    set_kernels(page.get("kernels", "torch's") if settings.fast_fp32 == "auto" else "torch's")
     network = accelerator.prepare_model(network, evaluation_mode=True)
     records = answers(task, network, accelerator, settings.per_device_eval_batch_size, full=True)
     metrics, baselines = task.measure(records), task.baselines()
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     silence()
     try:
         run(argv)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         main_process = os.environ.get("RANK", "0") == "0"
         sys.exit(f"error: {error}" if main_process else 2)
 

@@ -9,6 +9,7 @@ cost. Started again, a run goes on where it stopped.
 
 import os
 import sys
+import time
 from pathlib import Path
 
 
@@ -41,9 +42,11 @@ def main(argv: list[str]) -> None:
             Console().print_recipes(recipes(), {name: task.__doc__ for name, task in TASKS.items()})
             return
         train(parse(argv))
-    except ValueError as error:
-        main_process = os.environ.get("RANK", "0") == "0"
-        sys.exit(f"error: {error}" if main_process else 2)
+    except (ValueError, OSError) as error:
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(5)  # a mistake that all processes find is told once: by now the launcher has ended the others
+        sys.exit(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}")
 
 
 if __name__ == "__main__":

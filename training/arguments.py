@@ -144,18 +144,27 @@ class Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number: 1.1 of the standard, which PyYAML keeps to, wants 1.0e-3."""
 
 
+# and in which only true and false are truth values: "no" is a word, as in `mixed_precision: no`
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+    for first, found in Loader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
-def read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=Loader)
+def read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def options_of(field: str, text: str | None) -> dict[str, Any]:
     """The options in a flag that holds YAML."""
-    content = read_yaml(text) if text else {}
+    content = read_yaml(text, f"{field}={text!r}") if text else {}
     if not isinstance(content, dict):
         raise ValueError(f"{field}={text!r} must be a mapping of names to values, as YAML: 'name: value'")
     return content
@@ -190,7 +199,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     if not file.is_file():
         recipes = sorted(str(found) for found in Path("recipes").glob("*.yaml"))
         raise ValueError(f"no recipe {path!r}{nearest(path, recipes)}; there are {', '.join(recipes) or 'none here'}")
-    content = read_yaml(file.read_text(encoding="utf-8")) or {}
+    content = read_yaml(file.read_text(encoding="utf-8"), path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe is a mapping of flags to values, got {type(content).__name__}")
     for key in content:
@@ -212,7 +221,11 @@ def parse(argv: list[str] | None = None) -> Arguments:
             raise ValueError(f"there is no flag --{flag}{nearest(flag, allowed)}")
     content = read_recipe(recipe) if recipe else {}
     parser.set_defaults(**{key: as_flag(key, value) for key, value in content.items()})
-    model, data, training = parser.parse_args_into_dataclasses(argv)
+    model, data, training, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        raise ValueError(
+            f"{' '.join(rest)!r} belongs to no flag; a recipe comes first: train.py recipe.yaml --flag value"
+        )
     if training.warmup_steps is None:
         training.warmup_steps = min(100, training.max_steps // 10)
     training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"
@@ -224,6 +237,8 @@ def parse(argv: list[str] | None = None) -> Arguments:
 def check_ranges(values: dict[str, Any]) -> None:
     for name, (low, high) in RANGES.items():
         value = values[name]
+        if value is None and known_flags()[name].default is not None:
+            raise ValueError(f"{name}={value!r} is not allowed: leave it out for {known_flags()[name].default!r}")
         if value is not None and not low <= value <= high:
             most = "" if high == math.inf else f" and at most {high}"
             raise ValueError(f"{name}={value!r} is not allowed: it must be at least {low}{most}")
@@ -236,10 +251,11 @@ def as_flag(key: str, value: Any) -> Any:
         return (
             yaml.safe_dump(value, default_flow_style=True, width=10**6).strip() if isinstance(value, dict) else value
         )
-    if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = [part for part in (bool, int, float, str) if part is kind or part in getattr(kind, "__args__", ())]
-    if value is not None and expected and not isinstance(value, tuple(expected)):
+    fits = isinstance(value, tuple(expected)) and not (isinstance(value, bool) and bool not in expected)
+    if value is not None and expected and not fits:
         names = " or ".join(part.__name__ for part in expected)
         raise ValueError(f"{key}={value!r} in the recipe is a {type(value).__name__}, and the flag wants {names}")
     return value

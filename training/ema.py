@@ -53,9 +53,10 @@ class Ema:
             if isinstance(module, FSDPModule):
                 module.reshard()  # what it gathered for the last forward is out of date
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averages by the names of the weights; whole tensors only."""
-        return {name: whole(average) for name, average in self.averages.items()}
+    def state_dict(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        """The averages by the names of the weights, whole, for the process that keeps them. All have to ask."""
+        gathered = ((name, whole(average)) for name, average in self.averages.items())
+        return {name: average.cpu() for name, average in gathered if keep}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:

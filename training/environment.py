@@ -34,17 +34,17 @@ def seconds(work, times: int) -> float:
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 
-def choose_precision(choice: str | None, recorded: str | None = None) -> str | None:
+def choose_precision(choice: str | None, gpu: bool, recorded: str | None = None) -> str | None:
     """What `auto` comes to: bfloat16 where products are faster in it. There are processors on which they are a hundred
     times slower, so one is timed. A resumed run takes what it had."""
     if choice is not None and choice not in PRECISIONS:
         raise ValueError(f"mixed_precision={choice!r} is not allowed: it must be one of {', '.join(PRECISIONS)}")
     if choice != "auto":
         return choice
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if recorded is not None:
         return recorded
+    if gpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     matrix = torch.rand(384, 384)
     half = matrix.bfloat16()
     return "bf16" if seconds(lambda: half @ half, 5) < seconds(lambda: matrix @ matrix, 5) else "no"
@@ -58,7 +58,7 @@ def choose_threads(recorded: int | None = None) -> str:
     """Set the number of threads, and say why. Where other work keeps cores busy, all of them together can be slower
     than one. A resumed run takes what it had: sums in another order differ in their last bit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if recorded is not None:
+    if recorded is not None and recorded <= cores:
         torch.set_num_threads(recorded)
         return f"{recorded} of {cores} cores, as before"
     if "OMP_NUM_THREADS" in os.environ:
@@ -81,6 +81,7 @@ def choose_threads(recorded: int | None = None) -> str:
 
 
 EXACT = 5e-6  # of float32 products, against float64; bfloat16 is at 4e-3
+ONEDNN = "oneDNN's"
 GAIN = 1.05  # what makes the change worth it
 
 
@@ -96,16 +97,21 @@ def choose_kernels(choice: str, device: torch.device, recorded: str | None, work
     if choice == "no" or device.type != "cpu":
         return "torch's"
     if recorded is not None:
-        torch.set_float32_matmul_precision("medium" if recorded.startswith("oneDNN") else "highest")
         return recorded
     plain = seconds(work, 2)
-    torch.set_float32_matmul_precision("medium")
+    set_kernels(ONEDNN)
     error = product_error()
     fast = seconds(work, 2) if error < EXACT else math.inf
+    set_kernels("torch's")
     if plain > GAIN * fast:
-        return f"oneDNN's, measured {plain / fast:.1f} times as fast and exact to {error:.0e}"
-    torch.set_float32_matmul_precision("highest")
+        return f"{ONEDNN}, measured {plain / fast:.1f} times as fast and exact to {error:.0e}"
     return "torch's" if fast == math.inf else f"torch's, measured {fast / plain:.1f} times as fast as oneDNN's"
+
+
+def set_kernels(chosen: str) -> None:
+    """Processes that work together must all have the same: one chooses."""
+    if torch.get_float32_matmul_precision() != ("medium" if chosen.startswith(ONEDNN) else "highest"):
+        torch.set_float32_matmul_precision("medium" if chosen.startswith(ONEDNN) else "highest")
 
 
 def product_error() -> float:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from safetensors.torch import load_file
 
 from triune.training import state
 from triune.training.arguments import Arguments
@@ -35,6 +34,8 @@ from triune.training.tasks.task import Batch, Task
 
 
 TO_BE_CONTINUED = 75  # the exit status of a run that was interrupted and can go on (EX_TEMPFAIL)
+INTERRUPTED = "interrupted"
+NOTHING_TO_LEARN = (0.0, 0.0)  # loss and norm of a step in whose samples no label counts
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
 
 
@@ -48,7 +49,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)  # of the steps since the last line
     first: dict[str, float] = field(default_factory=dict)  # metrics before training
     best: dict[str, float] | None = None  # metrics of the best evaluation, and its step
-    stale: int = 0  # evaluations since then
+    judged: int = -1  # the step of the last evaluation that it was chosen by
+    stale: int = 0  # evaluations since the best
     replaced: int = 0  # samples that could not be read
     skipped: int = 0  # steps without a finite gradient
 
@@ -93,10 +95,10 @@ class Loop:
         if self.progress.step == 0:
             self.progress.first = self.evaluate(full=True)
         with self.signals():
-            reason = self.train()
-        if self.signal:
+            reason = self.reached() or self.train()
+        if reason == INTERRUPTED:
             self.save()
-            raise Interrupted(self.signal, self.progress.step)
+            raise Interrupted(self.progress.step)
         return self.finish(reason)
 
     def train(self) -> str:
@@ -120,20 +122,21 @@ class Loop:
             if stop:
                 return stop
             learning_rate = self.learning_rate(progress.step)
-            loss, norm = self.update(micros, labels, learning_rate)
+            loss, norm = self.update(micros, labels, learning_rate) if labels else NOTHING_TO_LEARN
             progress.step += 1
             progress.units += units
-            progress.losses.append(loss)
+            progress.losses += [loss] if labels else []
             progress.seconds += time.perf_counter() - start
             line = {"step": progress.step, "epoch": progress.step / self.plan.steps_per_epoch}
             line |= {"loss": loss, "learning_rate": learning_rate, "grad_norm": norm}
             line |= {"throughput": (progress.units - mark[1]) / max(progress.seconds - mark[0], 1e-9)}
-            if self.due(settings.logging_steps):
-                line["loss"] = sum(progress.losses) / len(progress.losses)
+            log = self.due(settings.logging_steps) or progress.step == settings.max_steps
+            if log:
+                line["loss"] = sum(progress.losses) / max(1, len(progress.losses))
                 self.report.log({"kind": "train", **line, "seconds": progress.seconds})
                 progress.losses.clear()
                 mark = (progress.seconds, progress.units)
-            self.console.step(line, log=not progress.losses)
+            self.console.step(line, log=log)
             stop = self.between_steps()
             if stop:
                 return stop
@@ -149,6 +152,11 @@ class Loop:
             self.judge(self.evaluate(full=False))
         if self.due(settings.save_steps):
             self.save()
+        return self.reached()
+
+    def reached(self) -> str:
+        """What ends a run before its last step; also asked before the first, by a run that is started again."""
+        settings, progress = self.settings, self.progress
         if settings.max_train_tokens and progress.units >= settings.max_train_tokens:
             return f"max_train_tokens={settings.max_train_tokens:,} reached"
         if settings.early_stopping_patience and progress.stale >= settings.early_stopping_patience:
@@ -165,15 +173,15 @@ class Loop:
             sum(self.task.count(batch) for batch in micros),
             sum(self.task.units(batch) for batch in micros),
             sum(int(batch.pop("replaced", 0)) for batch in micros),
-            int(self.signal),
+            int(self.signal > 0),
             int(bool(late) and self.accelerator.is_main_process),
         ]
         if self.plan.world > 1:
             own = self.accelerator.reduce(torch.tensor(own, device=self.device)).tolist()
-        labels, units, replaced, self.signal, late = own
+        labels, units, replaced, interrupted, late = own
         self.progress.replaced += replaced
         reason = f"max_minutes={self.settings.max_minutes} reached" if late else ""
-        return labels, units, "interrupted" if self.signal else reason
+        return labels, units, INTERRUPTED if interrupted else reason
 
     def learning_rate(self, step: int) -> float:
         settings = self.settings
@@ -191,7 +199,7 @@ class Loop:
             torch.manual_seed(generator(settings.seed, *place).initial_seed())
             last = micro == len(micros) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, send_to_device(batch, self.device), labels)
+                loss = self.task.loss(self.model, send_to_device(batch, self.device, non_blocking=True), labels)
                 accelerator.backward(loss * world)  # gradients are averaged over processes, and the loss is a share
             total += loss.detach()
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm or math.inf))
@@ -252,15 +260,17 @@ class Loop:
 
     def judge(self, metrics: dict[str, float]) -> None:
         """Keep the weights of the best evaluation so far."""
+        self.progress.judged = self.progress.step
         if not self.is_better(metrics):
             self.progress.stale += 1
             return
         self.progress.stale = 0
         self.progress.best = {**metrics, "step": self.progress.step}
         with self.averaged():
-            tensors = state.model_tensors(self.bare)
+            tensors = state.model_tensors(self.bare, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            state.save_weights(self.best_folder(), tensors)
+            best = state.save_weights(self.best_folder(), tensors)
+            state.drop_best(best.parent, best.name)
         self.accelerator.wait_for_everyone()
 
     def best_folder(self) -> Path:
@@ -304,13 +314,13 @@ class Loop:
     def finish(self, reason: str) -> dict[str, Any]:
         """A last judgement and checkpoint; then the weights that the model folder gets, evaluated in full."""
         progress = self.progress
-        if progress.step and (progress.best or {}).get("step") != progress.step:
+        if progress.step and progress.judged != progress.step:
             self.judge(self.evaluate(full=False, show=False))  # the full one follows
         self.save()
         chosen = progress.step
         if self.settings.load_best_model_at_end and progress.best:
             best = self.best_folder() / state.WEIGHTS
-            state.put_tensors(self.bare, load_file(best), best)
+            state.put_tensors(self.bare, state.read_tensors(best), best)
             chosen = int(progress.best["step"])
         elif self.ema is not None:
             self.ema.put(self.ema.averages)
@@ -338,6 +348,6 @@ class Loop:
 class Interrupted(SystemExit):
     """A run that was stopped by a signal, after its checkpoint."""
 
-    def __init__(self, number: int, step: int):
+    def __init__(self, step: int):
         super().__init__(TO_BE_CONTINUED)
-        self.number, self.step = number, step
+        self.step = step

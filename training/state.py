@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from triune.training.shards import cut_like, whole
@@ -28,16 +29,27 @@ WEIGHTS, MOMENTS, AVERAGES = "model.safetensors", "optimizer.safetensors", "ema.
 # The optimiser
 
 
-def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def split_optimizer(
+    optimizer: torch.optim.Optimizer, keep: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The optimiser's state as named tensors, and all else as JSON."""
     tensors, numbers = {}, {}
     content = optimizer.state_dict()
     for parameter, entries in content["state"].items():
         for name, value in entries.items():
-            target = tensors if torch.is_tensor(value) else numbers
-            target[f"{parameter}.{name}"] = whole(value).clone().contiguous() if torch.is_tensor(value) else value
+            if torch.is_tensor(value):
+                gather(tensors, f"{parameter}.{name}", value, keep)
+            else:
+                numbers[f"{parameter}.{name}"] = value
     groups = [{key: value for key, value in group.items() if is_plain(value)} for group in content["param_groups"]]
     return tensors, {"numbers": numbers, "groups": groups}
+
+
+def gather(tensors: dict[str, torch.Tensor], name: str, value: torch.Tensor, keep: bool) -> None:
+    """One tensor after the other, whole, into the memory of the process that writes. All processes have to ask."""
+    complete = whole(value.detach())
+    if keep:
+        tensors[name] = complete.cpu().contiguous()
 
 
 def is_plain(value: Any) -> bool:
@@ -65,9 +77,19 @@ def join_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
 # Weights
 
 
-def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter once, whole: a tied one under its first name."""
-    return {name: whole(parameter.detach()).contiguous() for name, parameter in model.named_parameters()}
+def model_tensors(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
+    """Every parameter once, whole: a tied one under its first name. Nothing on a process that does not write."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        gather(tensors, name, parameter, keep)
+    return tensors
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; go on from another checkpoint") from error
 
 
 @torch.no_grad()
@@ -96,11 +118,22 @@ def replace_folder(final: Path, write) -> Path:
     write(partial)
     for file in partial.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for its owner only
+        flush(file)
     if final.exists():
         os.rename(final, former)
     os.rename(partial, final)
+    flush(final.parent)
     shutil.rmtree(former, ignore_errors=True)
     return final
+
+
+def flush(path: Path) -> None:
+    """Onto the disk: a rename must not outlive a loss of power that its content does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -111,10 +144,10 @@ def save_checkpoint(
     folder: Path, step: int, model, optimizer, page: dict[str, Any], averages=None, keep: int = 2, main: bool = True
 ) -> Path:
     """Write the checkpoint of a step, then drop all but the newest `keep`. All processes call it, one writes."""
-    moments, plain = split_optimizer(optimizer)
-    files = {WEIGHTS: model_tensors(model), MOMENTS: moments}
+    moments, plain = split_optimizer(optimizer, keep=main)
+    files = {WEIGHTS: model_tensors(model, keep=main), MOMENTS: moments}
     if averages is not None:
-        files[AVERAGES] = averages.state_dict()
+        files[AVERAGES] = averages.state_dict(keep=main)
     page = {**page, "step": step, "optimizer": plain}
 
     def write(partial: Path) -> None:
@@ -134,7 +167,12 @@ def drop_old(folder: Path, keep: int) -> None:
     found = checkpoints(folder)
     for old in found[:-keep]:
         shutil.rmtree(old)
-    known = {best_of(read_page(checkpoint)) for checkpoint in found[-keep:]}
+    drop_best(folder, None)
+
+
+def drop_best(folder: Path, newest: str | None) -> None:
+    """Best weights that no checkpoint names, but for the newest, which the next one will."""
+    known = {newest, *(best_of(read_page(checkpoint)) for checkpoint in checkpoints(folder))}
     for best in folder.glob(f"{BEST}*"):
         if best.name not in known:
             shutil.rmtree(best)
@@ -149,7 +187,9 @@ def best_of(page: dict[str, Any]) -> str | None:
 def adopt(checkpoint: Path, folder: Path, best: str | None) -> None:
     """Make a folder's own what a run goes on from: the best weights, where the checkpoint stands in another folder.
     What is later than the checkpoint is set aside, or it would be taken for newer."""
-    if best and not (folder / best).exists() and (checkpoint.parent / best).exists():
+    if best and not (folder / best).exists():
+        if not (checkpoint.parent / best).exists():
+            raise ValueError(f"{checkpoint} names the best weights, and there is no {checkpoint.parent / best}")
         shutil.copytree(checkpoint.parent / best, folder / best)
     for later in checkpoints(folder):
         if later.name > checkpoint.name:
@@ -164,16 +204,19 @@ def checkpoints(folder: Path) -> list[Path]:
 def read_page(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / PAGE).is_file():
         raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} is not a checkpoint: it has no {PAGE}")
-    return json.loads((checkpoint / PAGE).read_text(encoding="utf-8"))
+    try:
+        return json.loads((checkpoint / PAGE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint / PAGE} cannot be read: {error}; go on from another checkpoint") from error
 
 
 def load_checkpoint(checkpoint: Path, model, optimizer, averages=None) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, strictly, and return its page."""
     page = read_page(checkpoint)
-    put_tensors(model, load_file(checkpoint / WEIGHTS), checkpoint)
-    join_optimizer(optimizer, load_file(checkpoint / MOMENTS), page["optimizer"])
+    put_tensors(model, read_tensors(checkpoint / WEIGHTS), checkpoint)
+    join_optimizer(optimizer, read_tensors(checkpoint / MOMENTS), page["optimizer"])
     if averages is not None:
-        averages.load_state_dict(load_file(checkpoint / AVERAGES))
+        averages.load_state_dict(read_tensors(checkpoint / AVERAGES))
     return page
 
 

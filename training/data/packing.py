@@ -8,7 +8,7 @@ In evaluation a row holds tokens of one document, and every token is scored exac
 the row as context.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from triune.training.data.text import Document
 from triune.training.sampling import Key, Plan, generator, my_places, permutation
 
 
-TOGETHER = 1000  # documents that are tokenised at once
+TOGETHER = 2_000_000  # characters of documents that are tokenised at once
 BLOCK = 1024  # rows of a stream that are shuffled among each other
 
 
@@ -68,8 +68,8 @@ class Encoded(NamedTuple):
 
 
 def encode(documents: Iterable[Document], tokenizer, words: bool = False) -> Iterator[Encoded]:
-    documents, frame = iter(documents), frame_of(tokenizer)
-    while some := list(islice(documents, TOGETHER)):
+    frame = frame_of(tokenizer)
+    for some in together(documents, lambda document: len(document.text)):
         # verbose: a document longer than the model reads is no mistake here
         encoded = tokenizer([document.text for document in some], add_special_tokens=True, verbose=False)
         for index, own in enumerate(encoded["input_ids"]):
@@ -78,6 +78,19 @@ def encode(documents: Iterable[Document], tokenizer, words: bool = False) -> Ite
             if words and len(ids) > len(own):
                 starts = [True] * (ids[:1] != own[:1]) + starts + [True] * (ids[-1:] != own[-1:])
             yield Encoded(np.array(ids, dtype=np.int32), np.array(starts, dtype=bool))
+
+
+def together(things: Iterable, size: Callable) -> Iterator[list]:
+    """In lists that reach TOGETHER."""
+    some, total = [], 0
+    for thing in things:
+        some.append(thing)
+        total += size(thing)
+        if total >= TOGETHER:
+            yield some
+            some, total = [], 0
+    if some:
+        yield some
 
 
 def begin_flags(lengths: Sequence[int]) -> np.ndarray:
@@ -172,7 +185,7 @@ class StreamedRows(IterableDataset):
     def rows(self, epoch: int) -> Iterator[Row]:
         left, count = None, 0
         encoded = encode(self.text.documents(), self.tokenizer, self.words)
-        while some := list(islice(encoded, TOGETHER)):
+        for some in together(encoded, lambda one: len(one.ids)):
             stream = end_to_end(some) if left is None else joined(left, end_to_end(some))
             full = len(stream) // self.length
             for start in range(0, full * self.length, self.length):

@@ -70,7 +70,8 @@ class CausalLanguageModeling(LanguageModeling):
     def preview(self, model) -> list[str]:
         """A beginning from the held-out text | how the model goes on."""
         device = next(model.parameters()).device
-        prompts = [ids[:PROMPT] for ids in self.preview_rows(self.scored)]
+        length = min(PROMPT, max(1, self.arguments.data.max_seq_length // 2))
+        prompts = [ids[:length] for ids in self.preview_rows(self.scored)]
         return [self.continued(model, prompt.to(device), place) for place, prompt in enumerate(prompts)]
 
     def continued(self, model, prompt: torch.Tensor, place: int) -> str:

@@ -22,6 +22,7 @@ from triune.training.tokenizers import load_or_train_tokenizer
 
 
 FOR_TOKENIZER = 2000  # documents of a stream that a tokenizer is trained on, and token frequencies are counted in
+ENOUGH = 10_000_000  # training tokens whose frequencies are counted
 PREVIEWS = 3
 ROLLED_OUT = 100  # characters whose attention is drawn
 
@@ -125,7 +126,7 @@ class LanguageModeling(Task):
         if self.arguments.data.streaming:
             known = token_stream(self.known_documents(), self.processor).ids
         else:
-            known = self.train.stream.ids
+            known = self.train.stream.ids[:ENOUGH]
         known = known[~torch.isin(known, torch.tensor(self.special, dtype=known.dtype))]
         found = unigram(known, self.held_out_tokens, len(self.processor), self.scored.characters)
         return {

@@ -17,6 +17,7 @@ from triune.training.tasks.task import Batch
 
 PREVIEW_TOKENS = 40
 PREVIEW_EVERY = 7  # of so many words in a preview one is hidden
+QUICK = 512  # rows of a quick evaluation
 EVAL_SEED = 0  # the masks of an evaluation are the same in every run
 
 
@@ -28,17 +29,19 @@ class HiddenTokens(NamedTuple):
 class MaskedPasses(Dataset):
     """Every token is hidden and scored exactly once: a row is read several times, each time with another share of its
     tokens hidden. In the last pass some are hidden that were scored before, so that the share is always the same; a
-    first pass alone is a quick sample."""
+    first pass over some of the rows is a quick sample."""
 
     def __init__(self, rows: ScoredRows, masking: Masking, full: bool):
         self.rows, self.masking = rows, masking
         self.passes = math.ceil(1 / masking.probability) if full else 1
+        self.places = range(0, len(rows), 1 if full else max(1, len(rows) // QUICK))
 
     def __len__(self) -> int:
-        return len(self.rows) * self.passes
+        return len(self.places) * self.passes
 
     def __getitem__(self, index: int) -> HiddenTokens:
-        number, place = divmod(index, len(self.rows))
+        number, which = divmod(index, len(self.places))
+        place = self.places[which]
         ids = self.rows[place].ids
         eligible = self.masking.ordinary[ids].nonzero().flatten()
         order = eligible[torch.randperm(len(eligible), generator=generator(EVAL_SEED, place))]
