@@ -10,6 +10,7 @@ baselines measured on the same data. Results are added to `benchmarks/results/re
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,46 @@ def summary(runs: list[dict]) -> dict[str, dict[str, float]]:
     return found
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# As the README shows it
+
+SHOWN = {
+    "bert": ("accuracy", "masked accuracy at 15 %, vocabulary of 512"),
+    "gpt": ("bits_per_character", "bits per character"),
+    "vit": ("accuracy", "accuracy on `digits`, mean of five folds"),
+    "letters": ("accuracy", "accuracy on `letters`, in fonts never seen"),
+}
+FURTHER = {"bert": ("loss", "loss in nats")}
+
+
+def shown(metric: str, value: float) -> str:
+    return f"{value:.1%}" if metric in ("accuracy", "macro_f1") else f"{value:.3f}"
+
+
+def beside(runs: list[dict], metric: str) -> str:
+    """The mean of each baseline over the runs; k-NN is given for the best k."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in run["baselines"].get(metric, {}).items():
+            found.setdefault(re.sub(r"^\d+-NN", "k-NN", name), []).append(value)
+    return ", ".join(f"{name} {shown(metric, statistics.fmean(values))}" for name, values in found.items())
+
+
+def table(results: dict) -> str:
+    """Markdown: a line for each recipe and metric."""
+    lines = [
+        "| recipe | measured on held-out data | mean ± spread | lowest, highest seed | baselines |",
+        "|---|---|---|---|---|",
+    ]
+    for recipe, what in [(name, SHOWN[name]) for name in SHOWN] + list(FURTHER.items()):
+        metric, says = what
+        found = results[recipe]["summary"][metric]
+        mean, spread, low, high = (shown(metric, found[key]) for key in ("mean", "spread", "lowest", "highest"))
+        others = beside(results[recipe]["runs"], metric)
+        lines.append(f"| `{recipe}` | {says} | **{mean}** ± {spread} | {low}, {high} | {others} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("recipes", nargs="+", help="names of files in recipes/")
@@ -75,6 +116,8 @@ def main() -> None:
         results[recipe] = {"summary": summary(runs), "runs": runs, **machine}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if all(recipe in results for recipe in SHOWN):
+        print(table(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What the documents name exists: paths, tests, make targets, presets, and the README's Python runs."""
 
 import ast
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -66,6 +68,14 @@ def test_readme_tables_are_complete():
     for name in PRESETS:
         family = name.rsplit("-", 1)[0] if name.startswith(("era", "scratch")) else name
         assert f"`{name}`" in README or f"`{family}`" in README or name.split("-")[0] in ("era", "scratch"), name
+
+
+def test_readme_figures_are_those_that_were_measured():
+    """The table of results is what `benchmarks/run.py` makes of the file that it wrote."""
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "run.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.table(json.loads(benchmark.RESULTS.read_text())) in README
 
 
 def test_every_field_is_explained():

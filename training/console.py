@@ -325,11 +325,11 @@ class Console:
             self.draw()
 
     def step(self, record: dict[str, Any], log: bool = False) -> None:
-        """A step is done; what the record does not say stays as it was. `log`: a line where there is no live one."""
+        """A step is done; what the record does not say stays as it was. `log`: to be seen in any case."""
         self.latest |= record
         if self.clock_start is None:
             self.clock_start = record["step"], time.perf_counter()  # the first step is slower than the others
-        if self.live and time.perf_counter() - self.drawn >= REDRAW:
+        if self.live and (log or time.perf_counter() - self.drawn >= REDRAW):
             self.draw()
         elif log and not self.live:
             self.show(Text(" | ".join(self.progress())))

@@ -4,6 +4,7 @@ here goes through `train`, as the script does, on a text file and with a small m
 import json
 import os
 import random
+import shutil
 import signal
 from functools import partial
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from two_processes import run_in_two
 
+from triune.modeling import TriuneForCausalLM
 from triune.training import run
 from triune.training.arguments import parse
 from triune.training.loop import TO_BE_CONTINUED, Interrupted, Loop
@@ -240,8 +242,10 @@ def test_two_processes_train_as_one(kind, text, tmp_path):
     assert curve_difference < 1e-5 and weight_difference < 1e-5
 
 
-def train_and_die(rank, text, folder, flags, death):
+def train_and_die(rank, text, folder, flags, death, kind):
     run.figures.available = lambda: False
+    if kind == "fsdp":
+        run.make_accelerator = partial(sharding, run.make_accelerator)
     if death is not None:
         update = Loop.update
 
@@ -258,11 +262,12 @@ def train_and_die(rank, text, folder, flags, death):
         pass
 
 
-def test_an_interrupted_run_of_two_processes(text, tmp_path):
-    """Killed and started again, against left alone, with dropout and accumulation: bit for bit."""
-    flags = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_an_interrupted_run_of_two_processes(kind, text, tmp_path):
+    """Killed and started again, against left alone, with dropout, accumulation and averages: bit for bit."""
+    flags = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--ema_decay", "0.9")
     for name, death in (("straight", None), ("broken", 7), ("broken", None)):
-        work = partial(train_and_die, text=text, folder=tmp_path / name, flags=flags, death=death)
+        work = partial(train_and_die, text=text, folder=tmp_path / name, flags=flags, death=death, kind=kind)
         (tmp_path / f"{name}{death}").mkdir()
         run_in_two(work, tmp_path / f"{name}{death}")
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
@@ -291,6 +296,82 @@ def test_starting_over_keeps_the_old_run(text, tmp_path):
         run.train(arguments(text, tmp_path / "run", "--max_steps", "4", "--resume_from_checkpoint", "no"))
     assert (tmp_path / "run.1" / "model" / "model.safetensors").is_file()
     assert curve(tmp_path / "run") == curve(tmp_path / "run.1")
+
+
+def test_a_finished_run_is_left_alone(text, tmp_path, capsys):
+    """The same command again, after the last step and after an early stop: nothing is trained, evaluated or written,
+    the metrics are those of the first time."""
+    for name, flags in {"all": ("--max_steps", "4"), "early": ("--max_train_tokens", "200")}.items():
+        first = run.train(arguments(text, tmp_path / name, *flags))
+        before = (tmp_path / name / "metrics.jsonl").read_text()
+        again = run.train(arguments(text, tmp_path / name, *flags))
+        assert again == pytest.approx(first)
+        assert (tmp_path / name / "metrics.jsonl").read_text() == before
+        assert "this run has come to its end" in capsys.readouterr().out
+
+
+def test_a_run_that_dies_at_its_early_end_stays_there(text, tmp_path, monkeypatch):
+    """Killed between its last checkpoint and its last evaluation: started again, it trains no step more."""
+    flags = ("--max_train_tokens", "384", "--save_steps", "1")
+    run.train(arguments(text, tmp_path / "straight", *flags))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Loop, "finish", lambda self, reason: (_ for _ in ()).throw(Killed))
+        run.train(arguments(text, tmp_path / "broken", *flags))
+    run.train(arguments(text, tmp_path / "broken", *flags))
+    assert_same_run(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_going_on_from_another_folder(text, tmp_path, monkeypatch):
+    """From a checkpoint elsewhere, in a folder that holds another run: that one is set aside, and this one equals the
+    run left alone, records and best weights included."""
+    flags = ("--eval_steps", "1")
+    run.train(arguments(text, tmp_path / "straight", *flags))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, 7)
+        run.train(arguments(text, tmp_path / "elsewhere", *flags))
+    run.train(arguments(text, tmp_path / "here", "--seed", "1", *flags))
+    checkpoint = max((tmp_path / "elsewhere/checkpoints").glob("step-*"))
+    run.train(arguments(text, tmp_path / "here", *flags, "--resume_from_checkpoint", str(checkpoint)))
+    assert_same_run(tmp_path / "straight", tmp_path / "here")
+    assert (tmp_path / "here.1" / "model").is_dir()
+
+
+def test_another_precision_is_another_run(text, tmp_path, monkeypatch):
+    """Even where the launcher and not a flag asks for it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    run.train(arguments(text, tmp_path / "run", "--max_steps", "4"))
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="precision: 'no' -> 'bf16'"):
+        run.train(arguments(text, tmp_path / "run", "--max_steps", "4"))
+
+
+@pytest.mark.parametrize("broken", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_a_broken_checkpoint_is_named(broken, text, tmp_path):
+    """Cut in the middle: the file, and what to do."""
+    with pytest.raises(Killed), pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, 7)
+        run.train(arguments(text, tmp_path / "run"))
+    file = max((tmp_path / "run/checkpoints").glob("step-*")) / broken
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"{broken} cannot be read: .*; go on from another checkpoint"):
+        run.train(arguments(text, tmp_path / "run"))
+
+
+def test_weights_saved_in_half_precision_are_trained_in_full(text, tmp_path):
+    """From a model folder of bfloat16: float32 comes out, and the other way of naming a model is refused beside it."""
+    run.train(arguments(text, tmp_path / "first", "--max_steps", "2"))
+    model = TriuneForCausalLM.from_pretrained(tmp_path / "first/model", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    shutil.copy(tmp_path / "first/model/tokenizer.json", tmp_path / "half")
+    shutil.copy(tmp_path / "first/model/tokenizer_config.json", tmp_path / "half")
+    given = arguments(text, tmp_path / "second", "--max_steps", "2", "--model_name_or_path", str(tmp_path / "half"))
+    with pytest.raises(ValueError, match="brings its own, and config="):
+        run.train(given)
+    given.model.config = given.model.tokenizer_type = None
+    run.train(given)
+    assert {value.dtype for value in final_weights(tmp_path / "second").values()} == {torch.float32}
 
 
 def test_a_batch_larger_than_the_data_is_refused(text, tmp_path):
