@@ -1,9 +1,10 @@
 """Three models of the family, trained one after another on data that comes with Triune: `make demo`.
 
-Each is an ordinary run, `accelerate launch scripts/train.py recipes/<name>.yaml`, and stays in `runs/demo-<name>`. Run
-again, it starts afresh and keeps what was there.
+Each is an ordinary run, `python scripts/train.py recipes/<name>.yaml`, and stays in `runs/demo-<name>`. Run again, it
+starts afresh and keeps what was there. (On one processor the launcher of accelerate would add nothing but its threads.)
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -22,9 +23,8 @@ RECIPES = {
 
 def train(name: str, flags: list[str]) -> Path:
     folder = Path("runs", f"demo-{name}")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"]
-    run = ["scripts/train.py", f"recipes/{name}.yaml", "--output_dir", str(folder), "--resume_from_checkpoint", "no"]
-    if subprocess.run([*command, *run, *flags]).returncode:
+    run = [f"recipes/{name}.yaml", "--output_dir", str(folder), "--resume_from_checkpoint", "no"]
+    if subprocess.run([sys.executable, "scripts/train.py", *run, *flags]).returncode:
         sys.exit(f"error: the run of recipes/{name}.yaml ended early, see above")
     return folder
 
@@ -42,7 +42,8 @@ def main(flags: list[str]) -> None:
         console.heading(f"{number} of {len(RECIPES)}: {name.upper()} {says}")
         folders[name] = train(name, flags)
     for name, folder in folders.items():
-        rows = before_after(*evaluations(folder))
+        baselines = json.loads((folder / "environment.json").read_text())["baselines"]
+        rows = before_after(*evaluations(folder), baselines)
         rows |= {"model": f"{folder}/model/", "figures": f"{folder}/figures/", "numbers": f"{folder}/metrics.jsonl"}
         console.end(rows, title=f"{name.upper()} {RECIPES[name]}")
     console.note(f"three models in {clock(time.perf_counter() - start)}; try them:")

@@ -208,7 +208,8 @@ def measured_cost(loop: Loop, recorded: str | None) -> tuple[dict[str, str], str
             loss(loop.model, batch).backward()
         loop.model.zero_grad(set_to_none=True)
 
-    kernels = agreed(choose_kernels(settings.fast_fp32, accelerator.device, recorded, once))
+    fast_fp32 = settings.fast_fp32 if accelerator.mixed_precision == "no" else "no"  # else few products are left in it
+    kernels = agreed(choose_kernels(fast_fp32, accelerator.device, recorded, once))
     set_kernels(kernels)
     cost = estimate(
         loop.model,
