@@ -1,7 +1,7 @@
 """Three models of the family, trained one after another on data that comes with Triune: `make demo`.
 
 Each is an ordinary run, `python scripts/train.py recipes/<name>.yaml`, and stays in `runs/demo-<name>`. Run again, it
-starts afresh and keeps what was there. (On one processor the launcher of accelerate would add nothing but its threads.)
+starts afresh and keeps what was there. (On one processor the launcher of accelerate adds nothing but its threads.)
 """
 
 import json
