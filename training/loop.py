@@ -71,6 +71,7 @@ class Loop:
     ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
     signal: int = 0
+    skipped_in_a_row: int = 0
 
     def __post_init__(self):
         self.settings = self.arguments.training
@@ -127,20 +128,26 @@ class Loop:
             progress.units += units
             progress.losses += [loss] if labels else []
             progress.seconds += time.perf_counter() - start
-            line = {"step": progress.step, "epoch": progress.step / self.plan.steps_per_epoch}
-            line |= {"loss": loss, "learning_rate": learning_rate, "grad_norm": norm}
-            line |= {"throughput": (progress.units - mark[1]) / max(progress.seconds - mark[0], 1e-9)}
-            log = self.due(settings.logging_steps) or progress.step == settings.max_steps
-            if log:
-                line["loss"] = sum(progress.losses) / max(1, len(progress.losses))
-                self.report.log({"kind": "train", **line, "seconds": progress.seconds})
-                progress.losses.clear()
+            rate = (progress.units - mark[1]) / max(progress.seconds - mark[0], 1e-9)
+            line = {"loss": loss, "learning_rate": learning_rate, "grad_norm": norm, "throughput": rate}
+            if self.tell(line):
                 mark = (progress.seconds, progress.units)
-            self.console.step(line, log=log)
             stop = self.between_steps()
             if stop:
                 return stop
         return "all steps done"
+
+    def tell(self, line: dict[str, float]) -> bool:
+        """Of a step, on the console; every so many steps in the records, with the mean loss since the last time."""
+        settings, progress = self.settings, self.progress
+        line = {"step": progress.step, "epoch": progress.step / self.plan.steps_per_epoch, **line}
+        log = self.due(settings.logging_steps) or progress.step == settings.max_steps
+        if log:
+            line["loss"] = sum(progress.losses) / max(1, len(progress.losses))
+            self.report.log({"kind": "train", **line, "seconds": progress.seconds})
+            progress.losses.clear()
+        self.console.step(line, log=log)
+        return log
 
     def due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -213,7 +220,7 @@ class Loop:
 
     def note_skipped(self, norm: float) -> None:
         """A step without a finite gradient is left out; many in a row are the end."""
-        self.skipped_in_a_row = 0 if math.isfinite(norm) else getattr(self, "skipped_in_a_row", 0) + 1
+        self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
         if not self.skipped_in_a_row:
             return
         self.progress.skipped += 1
