@@ -71,7 +71,7 @@ FURTHER = {"bert": ("loss", "loss in nats")}
 
 
 def shown(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric in ("accuracy", "macro_f1") else f"{value:.3f}"
+    return f"{value:.2%}" if metric in ("accuracy", "macro_f1") else f"{value:.3f}"
 
 
 def beside(runs: list[dict], metric: str) -> str:
