@@ -248,7 +248,8 @@ class Loop:
         self.model.train()
         metrics = self.task.measure(found)
         progress = self.progress
-        line = {"kind": "eval", "step": progress.step, "seconds": progress.seconds, "full": full, **metrics}
+        everything = full or len(self.task.evaluation(False)) == len(self.task.evaluation(True))
+        line = {"kind": "eval", "step": progress.step, "seconds": progress.seconds, "full": everything, **metrics}
         self.report.log(line)
         self.last_records = found
         if show:

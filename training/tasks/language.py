@@ -152,4 +152,11 @@ class LanguageModeling(Task):
     def preview_rows(self, dataset: Dataset) -> list[torch.Tensor]:
         """Some rows of what is held out, far apart, the same every time."""
         count = min(PREVIEWS, len(dataset))
-        return [dataset[len(dataset) * (2 * place + 1) // (2 * count)].ids for place in range(count)]
+        rows = [dataset[len(dataset) * (2 * place + 1) // (2 * count)].ids for place in range(count)]
+        return [self.from_a_word(ids) for ids in rows]
+
+    def from_a_word(self, ids: torch.Tensor) -> torch.Tensor:
+        """Without the end of a word that WordPiece has cut, which could not be read."""
+        tokens = self.processor.convert_ids_to_tokens(ids.tolist())
+        start = next((place for place, token in enumerate(tokens) if not token.startswith("##")), 0)
+        return ids[start:]

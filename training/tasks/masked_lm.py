@@ -90,7 +90,7 @@ class MaskedLanguageModeling(LanguageModeling):
     @torch.no_grad()
     def preview(self, model) -> list[str]:
         """Some words hidden, as the model fills them in: [right 87%], or [wrong 40%, was right]."""
-        return [self.filled_in(model, ids[1:PREVIEW_TOKENS]) for ids in self.preview_rows(self.scored)]
+        return [self.filled_in(model, ids[:PREVIEW_TOKENS]) for ids in self.preview_rows(self.scored)]
 
     def filled_in(self, model, ids: torch.Tensor) -> str:
         device = next(model.parameters()).device
@@ -103,12 +103,16 @@ class MaskedLanguageModeling(LanguageModeling):
         best, guess = chances.max(-1)
         parts, done = [], 0
         for start, end in asked:
-            parts.append(self.processor.decode(ids[done:start]))
+            parts.append(self.processor.decode(ids[done:start], skip_special_tokens=True))
             said, right = (self.processor.decode(tokens[start:end]).strip() for tokens in (guess, ids))
             chance = float(best[start:end].prod())
             parts.append(f"[{said} {chance:.0%}]" if said == right else f"[{said} {chance:.0%}, was {right}]")
             done = end
-        return " ".join(part.strip() for part in [*parts, self.processor.decode(ids[done:])] if part.strip())
+        return " ".join(
+            part.strip()
+            for part in [*parts, self.processor.decode(ids[done:], skip_special_tokens=True)]
+            if part.strip()
+        )
 
 
 def word_spans(tokenizer, ids: torch.Tensor, special: list[int]) -> list[tuple[int, int]]:
