@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from triune.configuration.configuration_card import put_card
+
 
 try:  # in a `try`, so that transformers does not ask for Triune where this file travelled to
     from triune.configuration.export import export_code
@@ -187,21 +189,23 @@ FIELDS: dict[str, Option] = {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The heads: the auto class that finds each one, and the choices it needs
+# The heads: the auto class that finds each one, the choices it needs, and its task as pipelines and the Hub call it
 
 
 class Head(NamedTuple):
     auto_class: str
     needs: dict[str, str]
+    pipeline_tag: str | None = None
 
 
+TEXT, IMAGE = {"embedding": "tokens"}, {"embedding": "patches"}
 HEADS: dict[str, Head] = {
     "TriuneModel": Head("AutoModel", {}),
-    "TriuneForMaskedLM": Head("AutoModelForMaskedLM", {"embedding": "tokens", "attention": "bidirectional"}),
-    "TriuneForCausalLM": Head("AutoModelForCausalLM", {"embedding": "tokens", "attention": "causal"}),
-    "TriuneForImageClassification": Head("AutoModelForImageClassification", {"embedding": "patches"}),
-    "TriuneForSequenceClassification": Head("AutoModelForSequenceClassification", {"embedding": "tokens"}),
-    "TriuneForTokenClassification": Head("AutoModelForTokenClassification", {"embedding": "tokens"}),
+    "TriuneForMaskedLM": Head("AutoModelForMaskedLM", {**TEXT, "attention": "bidirectional"}, "fill-mask"),
+    "TriuneForCausalLM": Head("AutoModelForCausalLM", {**TEXT, "attention": "causal"}, "text-generation"),
+    "TriuneForImageClassification": Head("AutoModelForImageClassification", IMAGE, "image-classification"),
+    "TriuneForSequenceClassification": Head("AutoModelForSequenceClassification", TEXT, "text-classification"),
+    "TriuneForTokenClassification": Head("AutoModelForTokenClassification", TEXT, "token-classification"),
 }
 
 # What a saved folder tells the auto classes: every head, whichever of them was saved.
@@ -632,6 +636,11 @@ class TriuneConfig(PreTrainedConfig):
         super().save_pretrained(save_directory)
         if push_to_hub:  # not by super, which uploads what changed after it began: the code was written before
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """The last step of a push."""
+        put_card(working_dir, repo_id, self, revision=kwargs.get("revision"), token=kwargs.get("token"))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 __all__ = ["TriuneConfig"]

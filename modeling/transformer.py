@@ -9,7 +9,11 @@ attention implementation is transformers' choice, and one field of the configura
 Shapes: x, hidden_states (batch, length, hidden); q, k, v (batch, heads, length, head).
 """
 
+import contextlib
+import functools
 import math
+import shutil
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,7 +30,8 @@ from transformers.masking_utils import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-from triune.configuration.configuration_triune import TriuneConfig
+from triune.configuration.configuration_card import TAGS, put_card
+from triune.configuration.configuration_triune import HEADS, TriuneConfig
 
 from .embeddings import PatchEmbedding, PatchInput, TokenEmbedding, TokenInput
 from .feed_forward import FEED_FORWARDS
@@ -240,6 +245,7 @@ class TriunePreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: TriuneConfig, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
+        self.model_tags = [*TAGS]  # transformers adds to this list: each model has its own
         config.check()
         for base in type(self).__mro__:
             config.check_head(base.__name__)
@@ -269,6 +275,32 @@ class TriunePreTrainedModel(PreTrainedModel):
                 init.normal_(tokens, std=std)
         elif isinstance(module, ScaledResidual):
             init.constant_(module.scale, module.init)
+
+    @functools.wraps(PreTrainedModel.save_pretrained)
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        with unchanged(Path(save_directory, "README.md")):  # transformers writes the Hub's card over it
+            super().save_pretrained(save_directory, *args, **kwargs)
+        with contextlib.suppress(OSError):  # safetensors writes for its owner only; the umask shows in other files
+            for weights in Path(save_directory).glob("model*.safetensors"):
+                shutil.copymode(Path(save_directory, "config.json"), weights)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """The last step of every way of pushing."""
+        head = next((base.__name__ for base in type(self).__mro__ if base.__name__ in HEADS), "TriuneModel")
+        own = {"revision": kwargs.get("revision"), "token": kwargs.get("token")}
+        put_card(working_dir, repo_id, self.config, HEADS[head], self.num_parameters(), **own)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def unchanged(file: Path):
+    """A file that is there now is there afterwards, as it was."""
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    finally:
+        if before is not None and not (file.is_file() and file.read_bytes() == before):
+            file.write_bytes(before)
 
 
 class Transformer(TriunePreTrainedModel):

@@ -8,6 +8,7 @@ where it has one. An unknown key is an error that names the nearest valid one; f
 import dataclasses
 import math
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +132,7 @@ class Arguments:
     data: DataArguments
     training: TrainingArguments
     recipe: str | None = None
+    flags: list[str] = field(default_factory=list)  # the words behind the recipe
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag with the value it came to: what a run folder holds, and a recipe that gives the same run."""
@@ -138,6 +140,39 @@ class Arguments:
         flags = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
         flags["config"] = options_of("config", self.model.config) or None
         return {key: value for key, value in flags.items() if key not in ("list", "dry_run")}
+
+    def differing(self) -> dict[str, Any]:
+        """The recipe that gives this run, as it can be shown to anyone: the flags that are not at their defaults, and
+        of files their names alone."""
+        defaults = {name: item.default for name, item in known_flags().items()}
+        return {
+            key: without_folders(value) if isinstance(value, str) else value
+            for key, value in self.as_dict().items()
+            if value != defaults[key] and key not in ABOUT_HERE
+        }
+
+    def command(self, world: int) -> str:
+        """What was typed, without what is true on this machine only."""
+        several = ["--num_processes", str(world)] if world > 1 else []
+        kept, skip = [], False
+        for word in self.flags:
+            name, _, value = word.partition("=")
+            if word.startswith("--"):
+                skip = name[2:].replace("-", "_") in ABOUT_HERE
+                word = f"{name}={without_folders(value)}" if value else word
+            if not skip:
+                kept.append(without_folders(word))
+        recipe = [without_folders(self.recipe)] if self.recipe else []
+        return shlex.join(["accelerate", "launch", *several, "scripts/train.py", *recipe, *kept])
+
+
+# Where a run lies and how it is watched: of no use elsewhere, and nobody's business.
+ABOUT_HERE = frozenset({"output_dir", "resume_from_checkpoint", "report_to", "dry_run", "list"})
+
+
+def without_folders(word: str) -> str:
+    """The name of a file whose path leads through someone's home."""
+    return Path(word).name if word.startswith(("/", "~", "..")) else word
 
 
 class Loader(yaml.SafeLoader):
@@ -229,7 +264,7 @@ def parse(argv: list[str] | None = None) -> Arguments:
     if training.warmup_steps is None:
         training.warmup_steps = min(100, training.max_steps // 10)
     training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"
-    arguments = Arguments(model, data, training, recipe)
+    arguments = Arguments(model, data, training, recipe, argv)
     check_ranges(arguments.as_dict())
     return arguments
 

@@ -6,15 +6,26 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 
+CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub")
 
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def processor() -> str:
+    """The name of this machine's processor, and its cores."""
+    lines = CPUINFO.read_text(errors="replace").splitlines() if CPUINFO.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = os.cpu_count()
+    name = named[0] if named else platform.processor() or platform.machine()
+    return f"{name}, {cores} core{'s' if cores != 1 else ''}"
 
 
 def seconds(work, times: int) -> float:

@@ -12,6 +12,8 @@ from triune.training.arguments import Arguments, known_flags
 from triune.training.console import NOT_METRICS
 
 
+SUMMARY = "summary.json"  # written last: a run that has one is complete
+
 # What may differ between a run and its continuation: where things are, how often one looks, how long one may stay.
 MAY_CHANGE = frozenset(
     {
@@ -65,8 +67,8 @@ def make_room(folder: Path, checkpoint: Path | None) -> Path | None:
 
 
 def finished(folder: Path, step: int) -> dict[str, Any] | None:
-    """The last metrics of a run that has come to its end at this step, and left its model."""
-    if not (folder / "model").is_dir() or not (folder / report.RECORDS).is_file():
+    """The last metrics of a run that has come to its end at this step, and left all that it leaves."""
+    if not (folder / SUMMARY).is_file() or not (folder / report.RECORDS).is_file():
         return None
     records = report.read(folder / report.RECORDS)
     last = records[-1] if records else {}

@@ -3,8 +3,9 @@
 `AutoImageProcessor.from_pretrained(folder)` gives, for the same image, the numbers that evaluation used: evaluation
 calls the processor itself. Training resizes as it does, changes the images, and then normalises with its numbers.
 
-A model with one channel reads grey images: load them with `Image.open(...).convert("L")`. No processor of transformers
-makes them grey by itself, and it says so where an image has three channels ("mean must have 3 elements").
+A model has three channels unless its recipe says `num_channels: 1`, for grey images alone. Such a model needs them
+loaded with `Image.open(...).convert("L")`: no processor of transformers makes images grey by itself, nor does its
+pipeline ("mean must have 3 elements").
 """
 
 from collections.abc import Iterable, Sequence

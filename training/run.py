@@ -12,54 +12,26 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, send_to_device
 
 from triune.configuration.configuration_triune import nearest
-from triune.training import figures, state
 from triune.training.arguments import Arguments, TrainingArguments, options_of
 from triune.training.building import build_model, check_choices, freeze, make_optimizer, make_plan
-from triune.training.console import Console, before_after, clock, number
-from triune.training.cost import estimate
-from triune.training.environment import choose_kernels, choose_precision, choose_threads, set_kernels, versions
+from triune.training.console import Console
+from triune.training.cost import Cost, estimate
+from triune.training.environment import (
+    choose_kernels,
+    choose_precision,
+    choose_threads,
+    processor,
+    set_kernels,
+    versions,
+)
 from triune.training.folder import finished, make_room, recorded, refuse_changes, write_run
+from triune.training.leaving import leave
 from triune.training.loading import training_steps
 from triune.training.loop import Interrupted, Loop
 from triune.training.optimizers import refuse_unsharded
-from triune.training.report import Report, read
+from triune.training.report import Report
 from triune.training.tasks import TASKS
 from triune.training.tasks.task import Task
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is left behind
-
-
-def write_model(loop: Loop, folder: Path) -> Path:
-    """What goes to the Hub: weights, configuration, code, and the tokenizer or image processor."""
-    tensors = state.model_tensors(loop.bare, keep=loop.accelerator.is_main_process)
-
-    def write(partial: Path) -> None:
-        loop.bare.save_pretrained(partial, state_dict=tensors)
-        loop.task.processor.save_pretrained(partial)
-
-    if loop.accelerator.is_main_process:
-        state.replace_folder(folder, write)
-    loop.accelerator.wait_for_everyone()
-    return folder
-
-
-def write_figures(loop: Loop, folder: Path) -> list[Path]:
-    """The curves of every run, and what the task draws of its own."""
-    if not loop.accelerator.is_main_process:
-        return []
-    if not figures.available():
-        loop.console.note(figures.MISSING)
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    records = read(loop.folder / "metrics.jsonl")
-    drawn = figures.curves(records, loop.baselines, folder)
-    rates = folder / "learning_rate_and_throughput.png"
-    drawn.append(figures.learning_rate_and_throughput(records, rates, loop.task.unit))
-    # the saved model, on one processor: whole, wherever and in how many parts it was trained
-    model = loop.task.head.from_pretrained(loop.folder / "model").eval()
-    return [*drawn, *loop.task.figures(model, loop.last_records, folder)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +78,8 @@ def launched(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     kind = str(accelerator.distributed_type).split(".")[-1]
-    return {"device": name, "world": accelerator.num_processes, "launch": kind}
+    hardware = processor() if device.type == "cpu" else name
+    return {"device": name, "hardware": hardware, "world": accelerator.num_processes, "launch": kind}
 
 
 def header(accelerator: Accelerator, threads: str) -> dict[str, str]:
@@ -176,14 +149,14 @@ def show_plan(loop: Loop, recorded: str | None) -> None:
     plan, settings, precision = loop.plan, loop.settings, loop.accelerator.mixed_precision.replace("no", "float32")
     # a model that is to be sharded may not fit on one device: nothing is run before
     sharded = loop.accelerator.distributed_type == DistributedType.FSDP
-    cost, kernels = ({}, "torch's") if sharded else measured_cost(loop, recorded)
-    loop.page["kernels"] = kernels
+    cost, kernels = (None, "torch's") if sharded else measured_cost(loop, recorded)
+    loop.page |= {"kernels": kernels, "flops": cost and cost.flops}
     epochs = f"{settings.max_steps / plan.steps_per_epoch:.1f} epochs, " if plan.samples else ""
     dealt = f" ({plan.per_device} x {plan.accumulation} accumulated x {plan.world} processes)"
     loop.console.plan(
         {
             "batch": f"{plan.per_step} samples{dealt if plan.per_step > plan.per_device else ''}",
-            **cost,
+            **(cost.rows(loop.task.unit) if cost else {}),
             "schedule": f"{epochs}{settings.optim}, learning rate {settings.learning_rate:g}, "
             f"{settings.lr_scheduler_type} after {settings.warmup_steps} steps of warm-up",
             "precision": f"{precision}, kernels {kernels}",
@@ -191,7 +164,7 @@ def show_plan(loop: Loop, recorded: str | None) -> None:
     )
 
 
-def measured_cost(loop: Loop, recorded: str | None) -> tuple[dict[str, str], str]:
+def measured_cost(loop: Loop, recorded: str | None) -> tuple[Cost, str]:
     """Counted and timed on one micro-batch, whose kernels are chosen on the way."""
     task, plan, settings, accelerator = loop.task, loop.plan, loop.settings, loop.accelerator
     loop.model.to(accelerator.device)
@@ -224,7 +197,7 @@ def measured_cost(loop: Loop, recorded: str | None) -> tuple[dict[str, str], str
         ema=bool(settings.ema_decay),
         loss=loss,
     )
-    return cost.rows(task.unit), kernels
+    return cost, kernels
 
 
 def carry_out(loop: Loop, checkpoint: Path | None, page: dict[str, Any]) -> dict[str, Any]:
@@ -261,23 +234,5 @@ def carry_out(loop: Loop, checkpoint: Path | None, page: dict[str, Any]) -> dict
         raise
     finally:
         loop.report.finish()
-    model = write_model(loop, loop.folder / "model")
-    drawn = write_figures(loop, loop.folder / "figures")
-    show_end(loop, result, model, drawn)
+    leave(loop, result)
     return result["metrics"]
-
-
-def show_end(loop: Loop, result: dict[str, Any], model: Path, drawn: list[Path]) -> None:
-    progress, task = loop.progress, loop.task
-    rows = before_after(progress.first, result["metrics"], loop.baselines)
-    rows["weights"] = f"of step {result['weights_of_step']:,} of {progress.step:,} ({result['reason']})"
-    rate = number(progress.units / max(progress.seconds, 1e-9))
-    rows["time"] = f"{clock(progress.seconds)} of training, {rate} {task.unit} a second"
-    if progress.replaced:
-        rows["replaced"] = f"{progress.replaced:,} samples that could not be read"
-    if progress.skipped:
-        rows["skipped"] = f"{progress.skipped:,} steps without a finite gradient"
-    rows["model"] = f"{model}/"
-    rows["figures"] = f"{loop.folder / 'figures'}/ ({len(drawn)})"
-    rows["numbers"] = f"{loop.folder / 'metrics.jsonl'}, metrics.csv"
-    loop.console.end(rows, next_command=f"python scripts/predict.py {model}")

@@ -71,3 +71,20 @@ def test_wrong_value_on_the_command_line(capsys):
 def test_dashes_are_underscores():
     """`--max-steps` is `--max_steps`, as in Hugging Face's parser."""
     assert parse(["--max-steps", "7"]).training.max_steps == 7
+
+
+def test_a_command_is_told_without_what_is_only_true_here(tmp_path):
+    """What is shown to the world is what was typed, but for where the run lies and the folders of files; the recipe
+    that differs from the defaults holds what was set and nothing else: against lists made by hand."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("task: causal_lm\ntrain_file: /home/someone/private/notes.txt\nmax_steps: 50\nseed: 0\n")
+    typed = ["--output_dir", "/home/someone/runs/x", "--learning_rate", "1e-2", "--validation_file=~/held out.txt"]
+    arguments = parse([str(recipe), *typed, "--resume_from_checkpoint", "no", "--streaming"])
+    assert arguments.command(1) == (
+        "accelerate launch scripts/train.py mine.yaml --learning_rate 1e-2 '--validation_file=held out.txt' --streaming"
+    )
+    assert arguments.command(8).startswith("accelerate launch --num_processes 8 scripts/train.py mine.yaml ")
+    assert arguments.differing() == {
+        **{"task": "causal_lm", "train_file": "notes.txt", "validation_file": "held out.txt", "streaming": True},
+        **{"max_steps": 50, "learning_rate": 0.01, "warmup_steps": 5},
+    }

@@ -63,24 +63,26 @@ def first_keys(count, epoch=0):
 
 
 def test_the_data_decides_classes_and_sizes():
-    """Digits: ten classes by name, 8 x 8 grey, patches of two; a model of it takes a batch."""
+    """Digits: ten classes by name, 8 x 8, patches of two; a model of it takes a batch. Grey images are read as RGB,
+    three times the same: what a pipeline hands to the saved processor."""
     task, config = make()
     assert (config.num_labels, config.id2label[3], config.label2id["7"]) == (10, "3", 7)
-    assert (config.embedding["image_size"], config.embedding["num_channels"]) == (8, 1)
+    assert (config.embedding["image_size"], config.embedding["num_channels"]) == (8, 3)
     assert config.grid == (4, 4)
     batch = task.collate([task.train[key] for key in first_keys(5)])
-    assert batch["pixel_values"].shape == (5, 1, 8, 8) and batch["labels"].dtype == torch.int64
+    assert batch["pixel_values"].shape == (5, 3, 8, 8) and batch["labels"].dtype == torch.int64
+    assert torch.equal(batch["pixel_values"][:, 0], batch["pixel_values"][:, 2])
     assert "replaced" not in batch
     assert TriuneForImageClassification(config)(**batch).logits.shape == (5, 10)
 
 
 def test_a_preset_keeps_its_own_options():
-    """Bundled images change its size and channels only."""
+    """Bundled images change its size only."""
     task = ImageClassification(arguments(model={"preset": "vit-mini"}))
     config = preset("vit-mini", **task.config_fields())
     task.prepare(config)
     assert (config.embedding["image_size"], config.embedding["patch_size"], config.hidden_size) == (8, 4, 256)
-    assert task.collate([task.train[Key(0, 0)]])["pixel_values"].shape == (1, 1, 8, 8)
+    assert task.collate([task.train[Key(0, 0)]])["pixel_values"].shape == (1, 3, 8, 8)
 
 
 def test_files_become_what_the_model_takes(shapes):
@@ -99,14 +101,14 @@ def test_files_become_what_the_model_takes(shapes):
 
 
 def test_small_files_of_one_size_keep_it(tmp_path):
-    """28 x 28 grey, as many old sets are: patches of four."""
+    """28 x 28, as many old sets are: patches of four."""
     for name in "ab":
         (tmp_path / name).mkdir()
         for index in range(4):
             pixels = np.random.default_rng(index + 10 * ord(name)).integers(0, 255, (28, 28), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
     _, config = make(train_dir=str(tmp_path))
-    assert (config.embedding["image_size"], config.embedding["num_channels"], config.grid) == (28, 1, (7, 7))
+    assert (config.embedding["image_size"], config.embedding["num_channels"], config.grid) == (28, 3, (7, 7))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_sample_is_augmented_by_its_own_numbers():
     task, _ = make(training={"seed": 5}, shift=1, rotate=10.0)
     batch = task.collate([task.train[Key(2, index)] for index in (4, 9, 700)])
     augment = Augment(shift=1, rotate=10.0)
-    (mean,), (deviation,) = task.processor.image_mean, task.processor.image_std
+    (mean, *_), (deviation, *_) = task.processor.image_mean, task.processor.image_std
     for place, index in enumerate((4, 9, 700)):
         image = augment(task.data.train[index][0] / 255, generator(5, 2, index))
         assert torch.allclose(batch["pixel_values"][place], (image - mean) / deviation, atol=1e-5)

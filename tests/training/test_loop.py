@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from two_processes import run_in_two
 
 from triune.modeling import TriuneForCausalLM
-from triune.training import run
+from triune.training import leaving, run
 from triune.training.arguments import parse
 from triune.training.loop import TO_BE_CONTINUED, Interrupted, Loop
 
@@ -43,7 +43,7 @@ def text(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """No figures, no thread left as a run has set it."""
-    monkeypatch.setattr(run.figures, "available", lambda: False)
+    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
     torch.set_num_threads(threads)
@@ -200,7 +200,7 @@ def test_accumulation_changes_nothing(task, text, tmp_path):
 
 def train_as(rank, text, folder, kind, flags):
     """What each of two processes does."""
-    run.figures.available = lambda: False
+    leaving.figures.available = lambda: False
     if kind == "fsdp":
         run.make_accelerator = partial(sharding, run.make_accelerator)
     task = "masked_lm"
@@ -243,7 +243,7 @@ def test_two_processes_train_as_one(kind, text, tmp_path):
 
 
 def train_and_die(rank, text, folder, flags, death, kind):
-    run.figures.available = lambda: False
+    leaving.figures.available = lambda: False
     if kind == "fsdp":
         run.make_accelerator = partial(sharding, run.make_accelerator)
     if death is not None:

@@ -7,7 +7,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 
-from triune.training import run
+from triune.training import leaving, run
 from triune.training.arguments import parse
 from triune.training.tasks import TASKS
 
@@ -21,7 +21,7 @@ PART["causal_lm"] = PART["masked_lm"]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """accelerate keeps its state for the process."""
-    monkeypatch.setattr(run.figures, "available", lambda: False)
+    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()

@@ -9,7 +9,7 @@ from triune.training.data.packing import Row, ScoredRow
 from triune.training.metrics import Records, language_metrics
 from triune.training.sampling import generator
 from triune.training.tasks.language import LanguageModeling
-from triune.training.tasks.task import Batch
+from triune.training.tasks.task import Batch, Example
 
 
 PROMPT = 24  # tokens that a preview begins with
@@ -23,6 +23,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     name = "causal_lm"
     head = TriuneForCausalLM
+    headline = "bits_per_character"
     tokenizer_kind = "bpe"
     closes = False  # a prompt goes on
 
@@ -73,6 +74,12 @@ class CausalLanguageModeling(LanguageModeling):
         length = min(PROMPT, max(1, self.arguments.data.max_seq_length // 2))
         prompts = [ids[:length] for ids in self.preview_rows(self.scored)]
         return [self.continued(model, prompt.to(device), place) for place, prompt in enumerate(prompts)]
+
+    def examples(self) -> list[Example]:
+        """Beginnings, as the preview has them."""
+        length = min(PROMPT, max(1, self.arguments.data.max_seq_length // 2))
+        decode = self.processor.decode
+        return [Example(decode(ids[:length], skip_special_tokens=True)) for ids in self.preview_rows(self.scored)]
 
     def continued(self, model, prompt: torch.Tensor, place: int) -> str:
         random = generator(0, place)

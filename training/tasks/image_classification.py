@@ -8,7 +8,7 @@ loads the model folder gets the same numbers.
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from triune.training.image_processor import (
 )
 from triune.training.metrics import Records, classification_metrics, confusion
 from triune.training.sampling import Key, generator, permutation
-from triune.training.tasks.task import Batch, Task
+from triune.training.tasks.task import Batch, Example, Task
 
 
 FOLDER_SIZE = 64  # what images of different sizes become, unless a preset or the recipe says otherwise
@@ -96,6 +96,11 @@ class ImageClassification(Task):
     unit = "images"
     best_metric = "accuracy"
     greater_is_better = True
+    pictures: ClassVar[dict[str, str]] = {
+        "held_out.png": "Held-out images, what they show, and what the model takes them for",
+        "confusion_matrix.png": "What held-out images were taken for",
+        **Task.pictures,
+    }
 
     def __init__(self, arguments: Arguments):
         super().__init__(arguments)
@@ -111,7 +116,8 @@ class ImageClassification(Task):
     # -- the model's configuration
 
     def config_fields(self) -> dict[str, Any]:
-        """Classes, and the size of the images: a preset's own for files; else theirs, if they are small and alike."""
+        """Classes, and the size of the images: a preset's own for files; else theirs, if they are small and alike.
+        Grey ones are read as RGB, as transformers' pipeline gives them, unless the recipe says num_channels: 1."""
         numbered = dict(enumerate(self.names))
         labels = {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}}
         return {"num_labels": len(numbered), **labels, **self.embedding_fields()}
@@ -121,8 +127,8 @@ class ImageClassification(Task):
         if named and not self.data.bundled:
             return {}
         fits = shape is not None and max(shape[1:]) <= FOLDER_SIZE and patch_size(*shape[1:]) > 1
-        channels, height, width = shape if fits or self.data.bundled else (3, FOLDER_SIZE, FOLDER_SIZE)
-        entry = {"image_size": height if height == width else [height, width], "num_channels": channels}
+        height, width = shape[1:] if fits or self.data.bundled else (FOLDER_SIZE, FOLDER_SIZE)
+        entry = {"image_size": height if height == width else [height, width], "num_channels": 3}
         if named:  # options of the preset's own entry
             return {"embedding": entry}
         return {"embedding": {"type": "patches", **entry, "patch_size": patch_size(height, width)}}
@@ -239,6 +245,9 @@ class ImageClassification(Task):
         rows = zip_longest(*(half_blocks(sample.pixels) for sample in samples), fillvalue="")
         width = max(PREVIEW_SIDE, max(map(len, names)) + len(" 100%")) + 2
         return ["".join(part.ljust(width) for part in row).rstrip() for row in [*rows, labels, guesses]]
+
+    def examples(self) -> list[Example]:
+        return [Example(sample.pixels, self.names[sample.label]) for sample in self.some_held_out(PREVIEWS)]
 
     def figures(self, model, records: Records, folder: Path) -> list[Path]:
         if not figures.available():

@@ -31,6 +31,10 @@ class LanguageModeling(Task):
     unit = "tokens"
     words = False  # whether the training rows tell words apart
     tokenizer_kind: ClassVar[str]  # of the tokenizer that is trained, unless another is named
+    pictures: ClassVar[dict[str, str]] = {
+        "surprisal.png": "How much each token of a held-out passage surprises the model",
+        **Task.pictures,
+    }
     closes: ClassVar[bool] = True  # whether it puts its last token behind a text by itself
 
     def __init__(self, arguments: Arguments):

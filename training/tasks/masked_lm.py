@@ -12,7 +12,7 @@ from triune.training.collators import IGNORED, Masking, labelled_batch
 from triune.training.data.packing import Row, ScoredRows
 from triune.training.sampling import generator
 from triune.training.tasks.language import LanguageModeling
-from triune.training.tasks.task import Batch
+from triune.training.tasks.task import Batch, Example
 
 
 PREVIEW_TOKENS = 40
@@ -92,6 +92,26 @@ class MaskedLanguageModeling(LanguageModeling):
         """Some words hidden, as the model fills them in: [right 87%], or [wrong 40%, was right]."""
         return [self.filled_in(model, ids[:PREVIEW_TOKENS]) for ids in self.preview_rows(self.scored)]
 
+    def examples(self) -> list[Example]:
+        """Passages with a word hidden: the longest that is one token, not among the first. There is room for the
+        frame that the tokenizer puts around a text."""
+        length = self.arguments.data.max_seq_length
+        part = min(PREVIEW_TOKENS, 3 * length // 4)
+        found = (self.with_a_word_hidden(ids[:part]) for ids in self.preview_rows(self.scored))
+        return [one for one in found if one is not None and len(self.processor(one.input).input_ids) <= length]
+
+    def with_a_word_hidden(self, ids: torch.Tensor) -> Example | None:
+        decode = self.processor.decode
+        words = [span for span in word_spans(self.processor, ids, self.special) if span[1] - span[0] == 1]
+        later = [span for span in words if span[0] >= len(ids) // 4] or words
+        if not later:
+            return None
+        start, end = max(later, key=lambda span: len(decode(ids[slice(*span)]).strip()))
+        before, word, after = (
+            decode(part, skip_special_tokens=True).strip() for part in (ids[:start], ids[start:end], ids[end:])
+        )
+        return Example(f"{before} {self.processor.mask_token} {after}".strip(), word)
+
     def filled_in(self, model, ids: torch.Tensor) -> str:
         device = next(model.parameters()).device
         words = word_spans(self.processor, ids, self.special)
@@ -116,9 +136,10 @@ class MaskedLanguageModeling(LanguageModeling):
 
 
 def word_spans(tokenizer, ids: torch.Tensor, special: list[int]) -> list[tuple[int, int]]:
-    """The tokens of each word, by what they look like: WordPiece's ## goes on, a space or BPE's Ġ begins."""
+    """The tokens of each word, by what they look like: a space or BPE's Ġ begins one; where there is neither, every
+    token does but WordPiece's ##."""
     tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
-    pieces = any(token.startswith("##") for token in tokens)
+    pieces = not any(token[:1] in ("Ġ", " ") for token in tokens)
     spans: list[list[int]] = []
     for place, token in enumerate(tokens):
         begins = not token.startswith("##") if pieces else not token[:1].isalpha()

@@ -4,9 +4,10 @@ Texts are encoded once, and cut after max_seq_length tokens. A batch is padded t
 of like length stand in a batch, in training with `group_by_length`, for which `train.lengths` is there.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +23,14 @@ from triune.training.data.labelled import LabelledText, load_labelled_text
 from triune.training.data.lengths import length_grouped
 from triune.training.metrics import Records, classification_metrics, confusion
 from triune.training.sampling import Key, Plan, permutation
-from triune.training.tasks.task import Batch, Task
+from triune.training.tasks.task import Batch, Example, Task
 from triune.training.tokenizers import load_or_train_tokenizer
 
 
 QUICK = 1000  # texts of an evaluation during training
 FEW = 50_000  # texts of which words are counted for a baseline, in seconds
 PREVIEWS, PREVIEW_WIDTH = 4, 60
+EXAMPLE = 300  # characters of a text that is shown to people
 
 
 class LabelledTokens(NamedTuple):
@@ -90,6 +92,10 @@ class SequenceClassification(Task):
     unit = "tokens"
     best_metric = "accuracy"
     greater_is_better = True
+    pictures: ClassVar[dict[str, str]] = {
+        "confusion_matrix.png": "What held-out texts were taken for",
+        **Task.pictures,
+    }
 
     def __init__(self, arguments: Arguments):
         super().__init__(arguments)
@@ -191,6 +197,14 @@ class SequenceClassification(Task):
             said = f"{self.names[guess]} {chance:.0%}" + (f", was {self.names[label]}" if guess != label else "")
             lines.append(f"{figures.shorten(' '.join(text.split()), PREVIEW_WIDTH):{PREVIEW_WIDTH}}  {said}")
         return lines
+
+    def examples(self) -> list[Example]:
+        """Of long ones the beginning."""
+        texts, labels = self.data.validation_texts, self.data.validation_labels
+        return [
+            Example(textwrap.shorten(texts[place], EXAMPLE, placeholder=""), self.names[int(labels[place])])
+            for place in self.some_held_out(PREVIEWS)
+        ]
 
     def figures(self, model, records: Records, folder: Path) -> list[Path]:
         if not figures.available():

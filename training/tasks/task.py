@@ -7,7 +7,7 @@ file of its own and its line in the table `TASKS` of `training/tasks/__init__.py
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ from triune.training.sampling import Plan, permutation
 Batch = dict[str, torch.Tensor]
 
 
+class Example(NamedTuple):
+    """Something held out that the finished model is asked, to be shown to people."""
+
+    input: str | torch.Tensor  # a text, or the pixels of an image, uint8
+    label: str | None = None  # the right answer, where there is one
+
+
 class Task(ABC):
     """Made from the arguments of a run: it loads the data, and the tokenizer or image processor that belongs to it."""
 
@@ -32,6 +39,9 @@ class Task(ABC):
     unit: ClassVar[str]  # what throughput is counted in: tokens or images
     best_metric: ClassVar[str] = "loss"  # what the best checkpoint is chosen by
     greater_is_better: ClassVar[bool] = False
+    headline: ClassVar[str] = "accuracy"  # the metric that is quoted
+    # What a model card shows of `figures`, with captions; the first is its main picture.
+    pictures: ClassVar[dict[str, str]] = {"loss.png": "Loss in training and on held-out data"}
 
     train: Dataset  # len(), and [Key(epoch, index)] -> sample: the same sample for the same key, always
     processor: Any  # a tokenizer or an image processor: saved with the model
@@ -111,4 +121,8 @@ class Task(ABC):
 
     def figures(self, model, records: Records, folder: Path) -> list[Path]:
         """PNG files that belong to the task, written at the end; those of every run are the loop's."""
+        return []
+
+    def examples(self) -> list[Example]:
+        """The same every time."""
         return []

@@ -1,0 +1,41 @@
+"""What the tests of this folder publish: runs of three tasks, small ones, as `scripts/train.py` leaves them."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+from small_runs import TEXT, train
+
+from triune.training import leaving
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A text of made-up words, lines of a table with a class, and images in two classes."""
+    folder, words = tmp_path_factory.mktemp("data"), random.Random(0)
+    vocabulary = ["".join(words.choices("abcdefgh", k=words.randint(2, 6))) for _ in range(60)]
+    paragraphs = [" ".join(words.choices(vocabulary, k=words.randint(8, 40))) for _ in range(60)]
+    (folder / "words.txt").write_text("\n\n".join(paragraphs))
+    rows = [f"{text},{'long' if len(text) > 100 else 'short'}" for text in paragraphs]
+    (folder / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    for label in ("dark", "light"):
+        (folder / "images" / label).mkdir(parents=True)
+        for number in range(12):
+            level = words.randint(0, 100) + 150 * (label == "light")
+            Image.new("RGB", (20, 16), (level, level, 90)).save(folder / "images" / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(data, tmp_path_factory):
+    """Of the tasks that are BERT's, GPT's and ViT's."""
+    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaving.figures, "available", lambda: False)
+        text = {**TEXT, "train_file": data / "words.txt"}
+        train(folder / "bert", task="masked_lm", **text)
+        train(folder / "gpt", task="causal_lm", **text)
+        train(folder / "vit", task="image_classification", train_dir=data / "images", validation_split_percentage=25)
+    torch.set_num_threads(threads)
+    return folder
