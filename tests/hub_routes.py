@@ -168,10 +168,10 @@ def commit(request, repo, revision):
         raise Refused(400, 'The first line must have the key "header"')
     said = field(header, "value", dict)
     summary = field(said, "summary", str)
-    if not summary or not lines:
-        raise Refused(
-            400, "Add a line with the key `lfsFile`, `file` or `deletedFile`" if summary else "Add a summary"
-        )
+    if not summary:
+        raise Refused(400, '"summary" is not allowed to be empty')
+    if not lines:
+        raise Refused(400, "Add a line with the key `lfsFile`, `file` or `deletedFile`")
     if field(said, "parentCommit", str, before.oid) != before.oid:
         raise Refused(412, STATUSES[412][0])
     change = Change(request.hub, repo, before)

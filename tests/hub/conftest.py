@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from PIL import Image
-from small_runs import TEXT, train
+from small_runs import CONFIG, TEXT, train
 
 from triune.training import leaving
 
@@ -35,7 +35,8 @@ def runs(data, tmp_path_factory):
         patch.setattr(leaving.figures, "available", lambda: False)
         text = {**TEXT, "train_file": data / "words.txt"}
         train(folder / "bert", task="masked_lm", **text)
-        train(folder / "gpt", task="causal_lm", **text)
+        endless = CONFIG.replace("}", ", position: rotary}")  # a pipeline goes on for longer than a row
+        train(folder / "gpt", task="causal_lm", **text, config=endless)
         train(folder / "vit", task="image_classification", train_dir=data / "images", validation_split_percentage=25)
     torch.set_num_threads(threads)
     return folder

@@ -206,6 +206,9 @@ def test_what_cannot_be_golden(tmp_path):
     small, _ = saved(tmp_path / "small", **{**TEXT, "vocab_size": 8})
     with pytest.raises(ValueError, match=r"is not this model's: it gives the id \d+, and the model has 8"):
         golden.compute(small)
+    (small / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be loaded: "):
+        golden.compute(small)
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps({**config, "architectures": None}))
     with pytest.raises(ValueError, match=r"has architectures \[\], and not one of TriuneModel"):
@@ -308,7 +311,7 @@ def test_the_verdict():
 
 
 PLAIN = {"difference": 0.0, "largest": 10.0, "inputs_equal": True, "dtype": "float32"}
-PLAIN |= {"commit": None, "code_commit": None, "seconds": 1.0}
+PLAIN |= {"commit": None, "code_commit": None, "seconds": 1.0, "digests": {}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

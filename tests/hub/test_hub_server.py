@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def session():
     """One client for all tests: to make one takes longer than most of them."""
     close_session()
     huggingface_hub.utils.disable_progress_bars()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "*")
+        yield
     huggingface_hub.utils.enable_progress_bars()
     close_session()
 
@@ -448,6 +451,18 @@ def test_commits_add_replace_copy_and_delete(any_hub):
     assert set(head(any_hub).files) == set(expected) - {"copy of b", "copy of f"}
 
 
+def test_files_come_to_lfs_and_leave_it(waits):
+    """One that becomes text; one that is added and deleted in the same commit, as its last line says."""
+    with HubServer("hub") as hub:
+        put(hub, {"a": WEIGHTS, "b": WEIGHTS})
+        put(hub, {"a": b"text"})
+        assert head(hub).large == {"b"}
+        value = {"path": "c", "oid": hashlib.sha256(WEIGHTS).hexdigest(), "size": len(WEIGHTS)}
+        gone = [{"key": "deletedFile", "value": {"path": path}} for path in ("b", "c")]
+        assert commit(hub, {"key": "lfsFile", "value": value}, *gone)[0] == 200
+        assert head(hub).files == {".gitattributes": ATTRIBUTES, "a": b"text"} and not head(hub).large
+
+
 def test_deleting_what_is_not_there_is_an_error(hub):
     """With the code and the words by which the stock client recognizes it; nothing is committed."""
     put(hub)
@@ -468,9 +483,11 @@ def test_a_commit_on_a_moved_branch_is_refused(hub):
     assert head(hub).files == {"a": b"3"}
 
 
-def test_of_commits_at_the_same_time_one_wins(hub):
-    """Eight threads, one parent: one commit, seven times 412."""
+def test_of_commits_at_the_same_time_one_wins(hub, monkeypatch):
+    """Eight threads, one parent: one commit, seven times 412; also if a commit takes its time."""
     parent = put(hub, {"a": b"0"}).oid
+    oid, pause = hub.repositories[NAME].oid, threading.Event()
+    monkeypatch.setattr(hub.repositories[NAME], "oid", lambda *parts: (pause.wait(0.02), oid(*parts))[1])
     statuses = []
 
     def race(index):
@@ -867,7 +884,7 @@ def test_a_reset_in_a_download_leaves_nothing(hub, tmp_path):
     assert read(hub, "model.safetensors", tmp_path) == WEIGHTS
 
 
-def test_a_stall_in_a_download(hub, monkeypatch, tmp_path):
+def test_a_stall_in_a_download(hub, monkeypatch, caplog, tmp_path):
     """Silence after 1,000 bytes outlasts the client's patience: it goes on from there on another connection."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
@@ -875,15 +892,17 @@ def test_a_stall_in_a_download(hub, monkeypatch, tmp_path):
     fault = hub.fault("stall", "GET", "/model.safetensors", at=1000)
     assert read(hub, "model.safetensors", tmp_path) == WEIGHTS
     assert fault.fired == 1 and hub.received[-1].headers["range"] == "bytes=1000-"
+    assert "timed out" in caplog.text
 
 
 def test_a_stall_before_an_answer(hub):
     """Nothing comes, then the end: nothing was done, and the client says that the server is gone."""
     client(hub).create_repo(NAME)
-    fault = hub.fault("stall", path="/commit/", seconds=0.1)
+    fault, begin = hub.fault("stall", path="/commit/", seconds=0.1), time.monotonic()
     with pytest.raises(httpx2.RemoteProtocolError, match="without sending a response"):
         put(hub)
-    assert fault.fired == 1 and len(hub.repositories[NAME].commits) == 1
+    assert time.monotonic() - begin >= 0.1 and fault.fired == 1
+    assert len(hub.repositories[NAME].commits) == 1
 
 
 def test_a_wrong_byte(any_hub, tmp_path):

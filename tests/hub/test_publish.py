@@ -58,14 +58,21 @@ def hub(monkeypatch):
         yield server
 
 
+def published(hub, name, commit):
+    """The files of a commit, as digests."""
+    files = hub.repositories[name].find(commit).files
+    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+
+
 @pytest.fixture
-def checked(monkeypatch):
+def checked(hub, monkeypatch):
     """What was asked to be checked, instead of a check: `test_a_model_comes_back` has the real one."""
     calls = []
 
     def stand_in(what, *rest):
         calls.append(what)
-        return golden.Checked(0.0, 1.0, True, "float32", None, None, 1.0)
+        digests = {} if not isinstance(what, str) else published(hub, what, rest[0])
+        return golden.Checked(0.0, 1.0, True, "float32", None, None, 1.0, digests)
 
     monkeypatch.setattr(golden, "check", stand_in)
     monkeypatch.setattr(golden, "check_files", stand_in)
@@ -292,6 +299,32 @@ def test_a_fault_is_told_and_mended_by_trying_again(hub, bert, checked, fault):
     assert send(hub, bert).commit == commits(hub)[0].oid and "model.safetensors" in commits(hub)[0].files
 
 
+LARGE = {
+    "no batch": dict(kind=500, path="objects/batch", times=None),
+    "no place to put": dict(kind=503, method="PUT", times=None),
+    "reset at byte 1,000": dict(kind="reset", method="PUT", at=1000, times=None),
+    "refused": dict(kind=403, method="PUT", times=None),
+    "not verified": dict(kind=500, path="verify", times=None),
+}
+
+
+@pytest.mark.parametrize("fault", LARGE)
+def test_a_fault_on_the_way_of_large_files(hub, bert, checked, monkeypatch, fault):
+    """By LFS: whatever fails before the commit, no commit is there; tried again, what has arrived is not sent twice."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    hub.mode = "lfs"
+    before = fingerprint(bert)
+    made = hub.fault(**LARGE[fault])
+    with pytest.raises(Refused, match=r"sending \d+ files to user/model: .*the same command tries again"):
+        send(hub, bert)
+    assert made.fired and fingerprint(bert) == before and commits(hub)[1] == 1
+    hub.faults.clear()
+    send(hub, bert)
+    commit, count = commits(hub)
+    weights = (bert / "model" / "model.safetensors").read_bytes()
+    assert count == 2 and "model.safetensors" in commit.large and commit.files["model.safetensors"] == weights
+
+
 @pytest.mark.parametrize("kind, path", [(500, "/preupload/"), (429, "/preupload/"), ("reset", "/preupload/")])
 def test_what_passes_is_tried_again(hub, bert, checked, kind, path):
     """Twice a fault, then none: the client tries again by itself."""
@@ -389,6 +422,33 @@ def test_what_does_not_travel(hub, bert, checked):
     assert not [path for path in files if Path(path).name in {*names, ".hidden.png"} or "sub" in path]
 
 
+def test_the_token_is_no_argument(hub, bert, monkeypatch):
+    """The process that checks has it in its environment, and in no argument; what it says is said without it."""
+    seen = []
+
+    def stand_in(command, **how):
+        seen.append((command, how["env"]))
+        return subprocess.CompletedProcess(command, 1, "", f"OSError: {TOKEN} was not liked")
+
+    monkeypatch.setattr(golden, "check_files", lambda files: None)
+    monkeypatch.setattr(golden.subprocess, "run", stand_in)
+    with pytest.raises(Refused, match=r"commit \w{40} is published, but what the Hub gives back .* was not liked") as error:
+        send(hub, bert)
+    ((command, environment),) = seen
+    assert TOKEN not in " ".join(map(str, command)) and environment["HF_TOKEN"] == TOKEN
+    assert TOKEN not in str(error.value)
+
+
+def test_the_token_is_nowhere(hub, bert, checked):
+    """After a publication: in no body that was sent, no file of the run, no header but that of the Hub's own port."""
+    hub.mode = "regular"
+    send(hub, bert, tag="v1")
+    assert not any(TOKEN.encode() in one.body or TOKEN in one.path for one in hub.received)
+    names = {name for one in hub.received for name, value in one.headers.items() if TOKEN in value}
+    assert names == {"authorization"}
+    assert not [path for path in bert.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The script
 
@@ -442,6 +502,18 @@ def test_no_token(script, runs, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "not logged in: `hf auth login`" in message(script, runs / "bert", NAME)
+
+
+def test_a_mistake_of_ours_does_not_tell_the_token(script, runs, monkeypatch):
+    """Even a traceback: the token in an exception's text is taken out."""
+
+    def fail(*rest):
+        raise RuntimeError(f"headers: Bearer {TOKEN}")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(script.publish, "prepare", fail)
+    told = message(script, runs / "bert", NAME)
+    assert "Traceback" in told and "RuntimeError: headers: Bearer" in told and TOKEN not in told
 
 
 def test_folders_that_are_no_model(script, bert, tmp_path):
@@ -545,6 +617,49 @@ def test_a_model_comes_back(runs, tmp_path):
     revision in another process, from an empty cache, with the code of that commit: logits equal to the bit."""
     commit, large = there_and_back(runs / "bert", "bert", "regular", tmp_path)
     assert large == set()
+
+
+CODES = """
+import sys
+from transformers import AutoModelForMaskedLM
+
+for revision in sys.argv[2:]:
+    model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], revision=revision, trust_remote_code=True)
+    print(sys.modules[type(model).__module__].MARK)
+"""
+
+
+def test_a_pinned_revision_has_its_own_code(hub, bert, checked, tmp_path):
+    """Two commits with different code under one name: in one process, with one cache, each revision runs its own,
+    whichever came first."""
+    code = bert / "model" / "modeling_triune.py"
+    source, published = code.read_text(), []
+    for mark in ("first", "second"):
+        code.write_text(f'{source}\n\nMARK = "{mark}"\n')
+        published.append(send(hub, bert).commit)
+    first, second = published
+    read = clean(hub, tmp_path / "there", "-I", "-c", CODES, NAME, second, first, second, "main", first)
+    assert read.stdout.split() == ["second", "first", "second", "second", "first"], read.stderr
+
+
+SPOILT = {
+    "another byte": dict(kind="wrong_hash", path="resolve/.*model.safetensors", method="GET", times=None),
+    "another code": dict(kind="wrong_hash", path="resolve/.*modeling_triune.py", method="GET", times=None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SPOILT)
+def test_what_comes_back_spoilt_is_noticed(hub, bert, fault):
+    """The download is not what was sent: said with the commit, a repository that was to be opened stays private, and
+    the same command, once the fault is over, is content and opens it."""
+    hub.fault(**SPOILT[fault])
+    with pytest.raises(Refused, match=r"commit \w{40} is published, but what the Hub gives back"):
+        send(hub, bert, public=True)
+    assert hub.repositories[NAME].private
+    hub.faults.clear()
+    done = send(hub, bert, public=True)
+    assert done.sent == [] and done.checked.difference == 0.0 and not hub.repositories[NAME].private
 
 
 @pytest.mark.slow

@@ -107,6 +107,14 @@ def test_a_planted_secret_is_not_printed(kind, text, shown):
     assert "characters)" in left
 
 
+def test_a_private_key_that_is_cut_off():
+    """Without its end, what there is of it is not printed."""
+    text = next(iter(PLANTED["private key"])).partition("-----END")[0]
+    left = scan.redact(f"before {text}", None)
+    assert left.startswith("before …(")
+    assert not any(row in left for row in BODY.splitlines())
+
+
 FORMS = {
     "plain": TOKEN.encode(),
     "in a sentence": f"token={TOKEN}.".encode(),

@@ -345,6 +345,7 @@ def title(facts: Facts, name: str) -> str:
 
 
 BETTER = '  # better: a commit id from "Files and versions": it pins weights and code'
+NEW_TOKENS = 40  # that a snippet asks for
 ONCE = "Once upon a time"  # where no input may be shown
 
 
@@ -404,6 +405,7 @@ def context(facts: Facts, name: str, revision: str | None, examples: bool) -> di
         "example": bool(facts.examples) and examples,
         "described": list(facts.summary.get("data", {}).get("description", [])),
         "temperature": str(DRAWN["temperature"]),
+        "new_tokens": min(NEW_TOKENS, (facts.config.max_position_embeddings or 0) // 2),
         "pictures": pictures(facts, examples),
         "measured": measured(facts),
         "meanings": meanings(facts),

@@ -97,14 +97,12 @@ class Facts:
     @property
     def dataset(self) -> str | None:
         """The data set of the Hub that it was trained on, if it was one."""
-        named = self.settings.get("dataset_name")
-        return named if named and named not in BUNDLED and on_the_hub(named) else None
+        return on_the_hub(self.settings.get("dataset_name"))
 
     @property
     def base_model(self) -> str | None:
         """The model of the Hub that training went on from, if there was one."""
-        named = self.settings.get("model_name_or_path")
-        return named if named and "/" in named and on_the_hub(named) else None
+        return on_the_hub(self.settings.get("model_name_or_path"))
 
 
 # What an answer consists of.
@@ -156,9 +154,10 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def on_the_hub(name: str) -> bool:
-    """Whether that is meant by a name which may also be that of a file or folder here."""
-    return is_repository(name) and not name.startswith("runs/") and not Path(name).exists()
+def on_the_hub(name: str | None) -> str | None:
+    """The name, if it is that of a repository in somebody's account; what may be a file or folder here is none."""
+    own = name is None or "/" not in name or name.startswith("runs/") or not is_repository(name) or Path(name).exists()
+    return None if own else name
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -36,13 +36,14 @@ from huggingface_hub import get_token
 from safetensors.torch import save
 from transformers import AutoTokenizer
 
-from triune import modeling
 from triune.configuration import TriuneConfig
 from triune.configuration.configuration_triune import HEADS
+from triune.modeling import modeling_triune
 from triune.training.hub.content import GOLDEN, TOKENIZER, Content
 from triune.training.hub.scan import redact
 from triune.training.image_processor import load_processor, processed
 from triune.training.prediction import load_config, load_model
+from triune.training.tokenizers import first_line
 
 
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "One two.")
@@ -63,7 +64,10 @@ def text_inputs(folder: Path, config: TriuneConfig) -> tuple[Tensors, dict[str, 
     length = min(LENGTH, config.max_position_embeddings)
     if not (folder / TOKENIZER).is_file():
         return numbers(length, config.vocab_size), {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises no other
+        raise ValueError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     texts = list(TEXTS if tokenizer.pad_token_id is not None else TEXTS[:1])
     how = {"padding": len(texts) > 1, "truncation": True, "max_length": length, "return_attention_mask": True}
     encoded = tokenizer(texts, return_tensors="pt", **how)
@@ -115,7 +119,7 @@ def compute(folder: Path) -> bytes:
     config = load_config(str(folder))
     head = head_of(config, folder)
     tensors, how = INPUTS[config.embedding["type"]](folder, config)
-    model = load_model(str(folder), getattr(modeling, head))
+    model = load_model(str(folder), getattr(modeling_triune, head))
     answer = answered(model, inputs_of(tensors))
     tensors |= kept(answer, tensors.get("inputs.attention_mask"), output_name(HEADS[head].auto_class))
     page = {
@@ -251,6 +255,7 @@ class Checked(NamedTuple):
     commit: str | None  # None: a folder
     code_commit: str | None
     seconds: float
+    digests: dict[str, str]  # path -> SHA-256 of every file, of a repository; a wrong bit may not show in an answer
 
 
 def hide_triune() -> None:
@@ -277,6 +282,21 @@ def made_again(raw: dict, page: dict, name: str, revision: str | None) -> dict:
         processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
         return processor(images=list(raw["raw.images"]), input_data_format="channels_first", return_tensors="pt")
     return {}
+
+
+def digests_of(name: str, revision: str | None) -> dict:
+    """Of every file of a repository, as it was downloaded: no client compares them with what the Hub has."""
+    import hashlib
+
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, revision=revision))
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    found = {}
+    for path, file in files.items():
+        with file.open("rb") as content:
+            found[path] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
 
 
 def visit(name: str, revision: str | None) -> dict:
@@ -315,6 +335,7 @@ def visit(name: str, revision: str | None) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "commit": commit,
         "code_commit": places[0].split(".")[-2] if commit else None,
+        "digests": {} if folder else digests_of(name, revision),
     }
 
 
@@ -333,7 +354,7 @@ def main(name: str, revision: str, result: str) -> None:
 
 
 # Sent as source, for the clean process has no Triune to import them from.
-PROGRAM = (snippet, hide_triune, made_again, visit, main)
+PROGRAM = (snippet, hide_triune, made_again, digests_of, visit, main)
 
 
 def program() -> str:

@@ -9,14 +9,16 @@ follows, so that work which came in between is never lost. The token stays in th
 process that checks; it is no argument of anything.
 """
 
+import functools
 import hashlib
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -28,6 +30,7 @@ from triune.training.report import replace
 
 RECORD = "published.json"
 MAIN = "main"
+PIECE = 1 << 24  # bytes of a file that are read at once
 Content = Path | bytes
 
 
@@ -96,14 +99,15 @@ def prepare(run: Path, name: str, options: Options) -> Release:
     found = facts.read(run, [Path(seed) for seed in options.seeds])
     files: dict[str, Content] = dict(content.travelling(folder))
     files.pop(content.CARD, None)
-    if content.GOLDEN not in files and not content.without_weights(folder):
-        files[content.GOLDEN] = golden.compute(folder)
     files.setdefault(content.LICENSE, content.licence())
     if not options.examples:
         files = {path: file for path, file in files.items() if not card.shows_data(path)}
-    wrong = content.lacking(folder, have=files)
+    to_be_made = content.GOLDEN not in files
+    wrong = [one for one in content.lacking(folder, files) if not (to_be_made and one.startswith(content.GOLDEN))]
     if wrong:
         raise ValueError(f"{folder} is not complete: {'; '.join(wrong)}")
+    if to_be_made:
+        files[content.GOLDEN] = golden.compute(folder)
     inside_run = folder.parent if folder != run else folder
     record = inside_run / (RECORD if folder != run else f".{RECORD}")
     return Release(name, folder, record, found, files, content.left_behind(folder))
@@ -245,10 +249,27 @@ def read_remote(api: HfApi, name: str, commit: str) -> str:
         return Path(api.hf_hub_download(name, content.CARD, revision=commit, local_dir=folder)).read_text("utf-8")
 
 
-def identities(file: Content) -> set[str]:
+def identities(file: Content) -> frozenset[str]:
     """What the Hub may call this content."""
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    return {hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+    if isinstance(file, bytes):
+        return hashed(io.BytesIO(file), len(file))
+    state = file.stat()
+    return of_file(file, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def of_file(file: Path, size: int, changed: int) -> frozenset[str]:
+    """Weights are large: read once, piece by piece."""
+    with file.open("rb") as content:
+        return hashed(content, size)
+
+
+def hashed(content: BinaryIO, size: int) -> frozenset[str]:
+    large, small = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    while piece := content.read(PIECE):
+        large.update(piece)
+        small.update(piece)
+    return frozenset({large.hexdigest(), small.hexdigest()})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -356,16 +377,18 @@ def note(api: HfApi, release: Release, remote: Remote, options: Options, commit:
             api.create_tag(release.name, tag=options.tag, revision=commit, exist_ok=True)
 
 
-def confirm(api: HfApi, name: str, commit: str) -> golden.Checked:
-    """Downloaded into an empty cache and computed in a clean process."""
+def confirm(api: HfApi, name: str, commit: str, files: Mapping[str, Content]) -> golden.Checked:
+    """Downloaded into an empty cache, compared byte for byte, and computed in a clean process."""
     token = api.token or get_token()
     environment = {"HF_ENDPOINT": api.endpoint, "HF_HUB_OFFLINE": "0", **({"HF_TOKEN": token} if token else {})}
     try:
-        return golden.check(name, commit, environment)
+        found = golden.check(name, commit, environment)
+        wrong = [path for path, file in files.items() if found.digests.get(path) not in identities(file)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} came back with other bytes")
     except ValueError as error:
-        raise Refused(
-            f"commit {commit} is published, but what the Hub gives back does not do what it does here: {error}"
-        ) from error
+        raise Refused(f"commit {commit} is published, but what the Hub gives back is not what is here: {error}") from error
+    return found
 
 
 def take_over(release: Release, published: str) -> None:
@@ -402,7 +425,7 @@ def publish(api: HfApi, release: Release, options: Options) -> Published:
     note(api, release, remote, options, commit)
     if former is not None and former is remote.card:
         take_over(release, former)
-    checked = confirm(api, release.name, commit)
+    checked = confirm(api, release.name, commit, files)
     public = options.public or (remote.exists and not remote.private)
     if options.public and remote.private:
         with doing(f"opening {release.name} to everyone", "it is published, and private; the same command goes on"):

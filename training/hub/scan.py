@@ -49,7 +49,7 @@ KINDS: dict[str, str] = {
     "PyPI token": rf"\b(?P<head>pypi-)AgE{WORD}{{50,}}",
     "JSON web token": rf"\b(?P<head>eyJ){WORD}{{10,200}}\.eyJ{WORD}{{10,2000}}\.{WORD}{{10,}}",
     "private key": r"-----BEGIN (?P<head>[A-Z0-9 ]{0,30})PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:(?:\\[rn]|[A-Za-z0-9+/=:,\s]|-(?!-)){1,20000}-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?",
+    r"(?:\\[rn]|[A-Za-z0-9+/=:,\s]|-(?!-)){0,20000}(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?",
     "password in an address": r"(?P<head>://)[^\s/:@\"'<>(){}\[\]]{1,64}:[^\s/:@\"'<>(){}\[\]$]{6,200}@",
     "authorization header": r"(?i)\b(?P<head>bearer |authorization[\"']?\s{0,4}[:=]\s{0,4}[\"']?basic )\s{0,4}"
     r"(?=[\w.~+/=-]{0,200}[0-9])[\w.~+/=-]{16,}",
