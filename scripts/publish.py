@@ -16,7 +16,8 @@ import traceback
 from pathlib import Path
 
 
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+if not sys.stderr.isatty():
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from huggingface_hub.utils import get_token
 
@@ -90,14 +91,10 @@ def options_of(given: argparse.Namespace) -> publish.Options:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def size(file: Path | bytes) -> int:
-    return len(file) if isinstance(file, bytes) else file.stat().st_size
-
-
 def show_files(console: Console, files: dict[str, Path | bytes], left_behind: list[str]) -> None:
     for path, file in sorted(files.items()):
-        console.show(f"  {quantity(size(file), 'B'):>9}  {path}")
-    console.note(f"{len(files)} files, {quantity(sum(map(size, files.values())), 'B')}")
+        console.show(f"  {quantity(publish.size(file), 'B'):>9}  {path}")
+    console.note(f"{publish.count(files)}, {quantity(sum(map(publish.size, files.values())), 'B')}")
     if left_behind:
         console.note(f"not sent: {', '.join(left_behind)}")
 
@@ -123,13 +120,13 @@ def show_page(console: Console, release: publish.Release, options: publish.Optio
 
 
 def show_published(console: Console, release: publish.Release, done: publish.Published) -> None:
-    sent = f"{len(done.sent)} files: {', '.join(done.sent)}" if len(done.sent) <= 3 else f"{len(done.sent)} files"
+    sent = ", ".join(done.sent) if len(done.sent) <= 3 else publish.count(done.sent)
     rows = {
         "repository": f"{release.name} ({'public' if done.public else 'private'})",
         "commit": f"{done.commit}{f', tag {done.tag}' if done.tag else ''}",
-        "sent": f"{sent or 'nothing'}; {done.kept} unchanged" if done.sent else "nothing: all is there already",
+        "sent": f"{sent}; {done.kept} unchanged" if done.sent else "nothing: all is there already",
         "deleted": ", ".join(done.deleted),
-        "checked": f"downloaded into an empty cache: differs by {done.checked.difference:g} from here",
+        "checked": f"downloaded into an empty cache: the same bytes, answers that differ by {done.checked.difference:g}",
     }
     console.end({name: text for name, text in rows.items() if text}, title="published")
     print(golden.usage(release.name, done.tag or done.commit, release.facts), flush=True)
@@ -144,7 +141,8 @@ def run(given: argparse.Namespace) -> None:
     elif given.dry_run:
         dry_run(console, release, options)
     else:
-        show_published(console, release, publish.publish(publish.connect(given.timeout), release, options))
+        done = publish.publish(publish.connect(given.timeout), release, options, console.note)
+        show_published(console, release, done)
 
 
 def main(argv: list[str]) -> int:

@@ -97,7 +97,11 @@ def duration(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} seconds" if seconds >= 1.5 else "about a second"
+
+
+def plural(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def does(facts: Facts) -> str:
@@ -302,7 +306,7 @@ def seen(found: dict[str, Any]) -> str:
 def threads(found: dict[str, Any]) -> str:
     """Of one process."""
     count = found.get("threads", 0) if found.get("world", 1) == 1 else 0
-    return f"{count} thread{'s' if count > 1 else ''}" if count else ""
+    return plural(count, "thread") if count else ""
 
 
 def compute(found: dict[str, Any]) -> str:

@@ -199,13 +199,13 @@ def write(folder: Path) -> Path:
 
 def snippet(name: str, revision: str | None, auto_class: str) -> str:
     """The Python that compares a copy with its golden outputs. A folder has no revision."""
-    if revision is None and Path(name).is_dir():
+    if revision is None:
         imported, pinned = [], ""
         lines = [f"name = {name!r}", 'golden = load_file(f"{name}/golden.safetensors")']
     else:
         imported, pinned = ["from huggingface_hub import hf_hub_download"], "revision=revision, "
         lines = [
-            f"name, revision = {name!r}, {revision or 'main'!r}",
+            f"name, revision = {name!r}, {revision!r}",
             'golden = load_file(hf_hub_download(name, "golden.safetensors", revision=revision))',
         ]
     output = "last_hidden_state" if auto_class == "AutoModel" else "logits"
@@ -237,7 +237,7 @@ def usage(name: str, revision: str, facts: Any) -> str:
             f"from transformers import {auto_class}, {processor}",
             "",
             f"name, revision = {name!r}, {revision!r}",
-            f"{variable} = {processor}.from_pretrained(name, revision=revision)",
+            f"{variable} = {processor}.from_pretrained(name, revision=revision, trust_remote_code=True)",
             f"model = {auto_class}.from_pretrained(name, revision=revision, trust_remote_code=True)",
         ]
     )
@@ -371,7 +371,8 @@ def check(name: str, revision: str | None = None, env: Mapping[str, str] | None 
     with tempfile.TemporaryDirectory(prefix="triune-") as place:
         environment = clean_environment(Path(place), local, dict(env or {}))
         result = Path(place) / "result.json"
-        arguments = [str(Path(name).resolve()) if local else name, revision or "", str(result)]
+        place_and_revision = (str(Path(name).resolve()), "") if local else (name, revision or "main")
+        arguments = [*place_and_revision, str(result)]
         done = subprocess.run(
             [sys.executable, "-I", "-c", program(), *arguments],
             cwd=place,

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import get_token, validate_repo_id
 
+from triune.training.console import quantity
 from triune.training.hub import card, content, facts, golden, scan
 from triune.training.report import replace
 
@@ -272,6 +273,14 @@ def hashed(content: BinaryIO, size: int) -> frozenset[str]:
     return frozenset({large.hexdigest(), small.hexdigest()})
 
 
+def size(file: Content) -> int:
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+
+def count(files: Collection) -> str:
+    return f"{len(files)} file{'s' if len(files) != 1 else ''}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What differs
 
@@ -308,7 +317,7 @@ def refuse_to_overwrite(api: HfApi, release: Release, remote: Remote, changes: C
         return
     if not known:
         raise Refused(
-            f"{release.name} holds {len(theirs)} files that this run has not published: --force replaces them; {SAFE}"
+            f"{release.name} holds {count(theirs)} that this run has not published: --force replaces them; {SAFE}"
         )
     commits = newer(api, release.name, options.branch, known["commit"])
     raise Refused(
@@ -357,11 +366,14 @@ def send(api: HfApi, release: Release, remote: Remote, changes: Changes, options
     if not changes:
         return head
     operations = [
-        *(CommitOperationAdd(path, file if isinstance(file, bytes) else str(file)) for path, file in changes.add.items()),
+        *(
+            CommitOperationAdd(path, file if isinstance(file, bytes) else str(file))
+            for path, file in changes.add.items()
+        ),
         *(CommitOperationDelete(path) for path in changes.delete),
     ]
     message = options.message or f"Publish {release.record.resolve().parent.name}"
-    with doing(f"sending {len(operations)} files to {name}"):
+    with doing(f"sending {count(operations)} to {name}"):
         made = api.create_commit(name, operations, commit_message=message, revision=branch, parent_commit=head)
     return made.oid
 
@@ -387,7 +399,9 @@ def confirm(api: HfApi, name: str, commit: str, files: Mapping[str, Content]) ->
         if wrong:
             raise ValueError(f"{', '.join(wrong)} came back with other bytes")
     except ValueError as error:
-        raise Refused(f"commit {commit} is published, but what the Hub gives back is not what is here: {error}") from error
+        raise Refused(
+            f"commit {commit} is published, but what the Hub gives back is not what is here: {error}"
+        ) from error
     return found
 
 
@@ -407,8 +421,10 @@ class Published(NamedTuple):
     checked: golden.Checked
 
 
-def publish(api: HfApi, release: Release, options: Options) -> Published:
-    """All of it, in the order in which nothing can be lost."""
+def publish(
+    api: HfApi, release: Release, options: Options, tell: Callable[[str], None] = lambda text: None
+) -> Published:
+    """All of it, in the order in which nothing can be lost; `tell` hears what takes a while."""
     token = api.token or get_token()
     refuse_secrets({**release.files, content.CARD: written_card(release, options)}, options, token)
     check_account(api, release.name)
@@ -420,11 +436,15 @@ def publish(api: HfApi, release: Release, options: Options) -> Published:
     changes = compare(files, remote)
     refuse_to_overwrite(api, release, remote, changes, options)
     if changes.add.keys() & release.files.keys():
+        tell("checking that these files compute, elsewhere, what the model computed here")
         golden.check_files(files)
+    if changes:
+        tell(f"sending {count(changes.add)}, {quantity(sum(map(size, changes.add.values())), 'B')}")
     commit = send(api, release, remote, changes, options)
     note(api, release, remote, options, commit)
     if former is not None and former is remote.card:
         take_over(release, former)
+    tell("checking what the Hub gives back, from an empty cache")
     checked = confirm(api, release.name, commit, files)
     public = options.public or (remote.exists and not remote.private)
     if options.public and remote.private:
