@@ -49,6 +49,8 @@ def main(flags: list[str]) -> None:
     console.note(f"three models in {clock(time.perf_counter() - start)}; try them:")
     console.note('  python scripts/predict.py runs/demo-bert/model "The with statement is used to [MASK] a block."')
     console.note('  python scripts/predict.py runs/demo-gpt/model "The with statement"')
+    console.note("and see the page that each would have on the Hub:")
+    console.note("  python scripts/publish.py --preview runs/demo-vit")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ what the model computed here.
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -126,7 +127,8 @@ def show_published(console: Console, release: publish.Release, done: publish.Pub
         "commit": f"{done.commit}{f', tag {done.tag}' if done.tag else ''}",
         "sent": f"{sent}; {done.kept} unchanged" if done.sent else "nothing: all is there already",
         "deleted": ", ".join(done.deleted),
-        "checked": f"downloaded into an empty cache: the same bytes, answers that differ by {done.checked.difference:g}",
+        "checked": "downloaded into an empty cache: the same bytes, "
+        f"answers that differ by {done.checked.difference:g}",
     }
     console.end({name: text for name, text in rows.items() if text}, title="published")
     print(golden.usage(release.name, done.tag or done.commit, release.facts), flush=True)
@@ -134,7 +136,7 @@ def show_published(console: Console, release: publish.Release, done: publish.Pub
 
 def run(given: argparse.Namespace) -> None:
     console, options = Console(), options_of(given)
-    name = given.name or f"user/{Path(given.run).resolve().name}"
+    name = given.name or f"user/{re.sub(r'[^A-Za-z0-9]+', '-', Path(given.run).resolve().name).strip('-') or 'model'}"
     release = publish.prepare(Path(given.run), name, options)
     if given.preview:
         show_page(console, release, options)

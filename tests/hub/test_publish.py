@@ -168,6 +168,23 @@ def leaving_model(folder):
     return TriuneForMaskedLM.from_pretrained(folder / "model")
 
 
+def test_a_model_that_no_run_left(hub, runs, tmp_path, checked):
+    """Saved by save_pretrained alone: golden outputs, licence and card are made for the commit, and the folder is as
+    it was but for the record, which does not travel; again, nothing is sent."""
+    folder = tmp_path / "plain"
+    leaving_model(runs / "bert").save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(runs / "bert" / "model" / name, folder / name)
+    before = set(folder.iterdir())
+    send(hub, folder)
+    files = commits(hub)[0].files
+    assert {"golden.safetensors", "LICENSE", "README.md", "model.safetensors"} < files.keys()
+    assert files["golden.safetensors"] == (runs / "bert" / "model" / "golden.safetensors").read_bytes()
+    assert "was not recorded" in files["README.md"].decode()
+    assert {path.name for path in set(folder.iterdir()) - before} == {".published.json"}
+    assert not [path for path in files if "published" in path] and send(hub, folder).sent == []
+
+
 def test_a_tag_is_named_by_the_card(hub, bert, checked):
     """The snippets pin it, it stands at the commit; a later publication of the same names it still, one of other
     weights does not, and no tag is moved."""
@@ -181,7 +198,7 @@ def test_a_tag_is_named_by_the_card(hub, bert, checked):
     model.lm_head.weight.data += 1.0
     model.save_pretrained(bert / "model")
     golden.write(bert / "model")
-    with pytest.raises(Refused, match="tag='v1' stands at .* already: choose another"):
+    with pytest.raises(Refused, match=r"tag='v1' stands at .* already: choose another"):
         send(hub, bert, tag="v1")
     other = send(hub, bert)
     assert other.tag is None and 'revision = "v1"' not in commits(hub)[0].files["README.md"].decode()
@@ -260,7 +277,7 @@ def test_a_commit_that_comes_in_between_is_not_lost(hub, bert, checked):
     with pytest.raises(Refused, match=r"someone has committed meanwhile.*HTTP 412"):
         send(hub, bert)
     assert commits(hub)[0].summary == "in between"
-    with pytest.raises(Refused, match="theirs.txt changed there"):
+    with pytest.raises(Refused, match=r"theirs\.txt changed there"):
         send(hub, bert)
 
 
@@ -313,7 +330,7 @@ LARGE = {
 
 @pytest.mark.parametrize("fault", LARGE)
 def test_a_fault_on_the_way_of_large_files(hub, bert, checked, monkeypatch, fault):
-    """By LFS: whatever fails before the commit, no commit is there; tried again, what has arrived is not sent twice."""
+    """By LFS: whatever fails before the commit, no commit is there; tried again, it is complete."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     hub.mode = "lfs"
     before = fingerprint(bert)

@@ -80,9 +80,8 @@ def test_a_command_is_told_without_what_is_only_true_here(tmp_path):
     recipe.write_text("task: causal_lm\ntrain_file: /home/someone/private/notes.txt\nmax_steps: 50\nseed: 0\n")
     typed = ["--output_dir", "/home/someone/runs/x", "--learning_rate", "1e-2", "--validation_file=~/held out.txt"]
     arguments = parse([str(recipe), *typed, "--resume_from_checkpoint", "no", "--streaming"])
-    assert arguments.command(1) == (
-        "accelerate launch scripts/train.py mine.yaml --learning_rate 1e-2 '--validation_file=held out.txt' --streaming"
-    )
+    flags = "--learning_rate 1e-2 '--validation_file=held out.txt' --streaming"
+    assert arguments.command(1) == f"accelerate launch scripts/train.py mine.yaml {flags}"
     assert arguments.command(8).startswith("accelerate launch --num_processes 8 scripts/train.py mine.yaml ")
     assert arguments.differing() == {
         **{"task": "causal_lm", "train_file": "notes.txt", "validation_file": "held out.txt", "streaming": True},

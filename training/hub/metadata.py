@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from triune.configuration.configuration_card import TAGS
 from triune.configuration.configuration_triune import nearest
 from triune.training.console import shown
 from triune.training.hub.facts import BUNDLED, Facts, is_repository
@@ -88,7 +89,7 @@ def tags(facts: Facts) -> list[str]:
         "gated-feed-forward": config.feed_forward["type"] == "gated",
         "grouped-query-attention": config.num_key_value_heads < config.num_attention_heads,
     }
-    return ["triune", "custom_code", *(word for word, applies in words.items() if applies)]
+    return [*TAGS, *(word for word, applies in words.items() if applies)]
 
 
 def unite(own: list[str], others: Any) -> list[str]:
@@ -98,6 +99,12 @@ def unite(own: list[str], others: Any) -> list[str]:
 
 def rounded(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def dataset_type(name: str) -> str:
+    """In the form that the Hub asks for; a file here may have any name."""
+    fits = re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", name)
+    return name if fits else re.sub(r"[^\w.-]+", "-", name).strip("-") or "data"
 
 
 def results(facts: Facts) -> list[EvalResult]:
@@ -113,7 +120,7 @@ def results(facts: Facts) -> list[EvalResult]:
         EvalResult(
             task_type=facts.pipeline_tag,
             task_name=TASKS[facts.pipeline_tag],
-            dataset_type=data,
+            dataset_type=dataset_type(data),
             dataset_name=f"{data}, held out",
             dataset_config=facts.settings.get("dataset_config_name"),
             dataset_split="validation",

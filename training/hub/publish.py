@@ -1,8 +1,8 @@
 """Publish a model folder on the Hub: everything is checked before anything is sent, one commit carries all of it, and
 what the Hub then gives back is loaded elsewhere and compared.
 
-    release = prepare(Path("runs/bert"), "user/bert", options)    # here: the files, and what is wrong with them
-    published = publish(connect(60), release, options)            # there: preflight, one commit, a download that is checked
+    release = prepare(Path("runs/bert"), "user/bert", options)  # here: the files, and what is wrong with them
+    published = publish(connect(60), release, options)          # there: preflight, one commit, a checked download
 
 Notable: nothing of the run is written but `published.json`, which says what stands where. A commit names the one it
 follows, so that work which came in between is never lost. The token stays in the client and in the environment of the
@@ -109,9 +109,12 @@ def prepare(run: Path, name: str, options: Options) -> Release:
         raise ValueError(f"{folder} is not complete: {'; '.join(wrong)}")
     if to_be_made:
         files[content.GOLDEN] = golden.compute(folder)
-    inside_run = folder.parent if folder != run else folder
-    record = inside_run / (RECORD if folder != run else f".{RECORD}")
-    return Release(name, folder, record, found, files, content.left_behind(folder))
+    return Release(name, folder, record_of(folder), found, files, content.left_behind(folder))
+
+
+def record_of(folder: Path) -> Path:
+    """In the run folder; of a model that no run left beside its files, where it does not travel."""
+    return folder.parent / RECORD if (folder.parent / facts.RUN).is_file() else folder / f".{RECORD}"
 
 
 def written_card(release: Release, options: Options, revision: str | None = None, former: str | None = None) -> bytes:
