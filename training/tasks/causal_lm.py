@@ -14,6 +14,7 @@ from triune.training.tasks.task import Batch, Example
 
 PROMPT = 24  # tokens that a preview begins with
 CONTINUATION = 48
+BEGINNING = 6  # words of a passage
 TOP_K, TEMPERATURE = 20, 0.8
 QUICK = 64  # rows of a quick evaluation
 
@@ -76,10 +77,7 @@ class CausalLanguageModeling(LanguageModeling):
         return [self.continued(model, prompt.to(device), place) for place, prompt in enumerate(prompts)]
 
     def examples(self) -> list[Example]:
-        """Beginnings, as the preview has them."""
-        length = min(PROMPT, max(1, self.arguments.data.max_seq_length // 2))
-        decode = self.processor.decode
-        return [Example(decode(ids[:length], skip_special_tokens=True)) for ids in self.preview_rows(self.scored)]
+        return [Example(" ".join(passage.split()[:BEGINNING])) for passage in self.passages()]
 
     def continued(self, model, prompt: torch.Tensor, place: int) -> str:
         random = generator(0, place)

@@ -1,5 +1,6 @@
 """What masked and causal language models have in common: text, a tokenizer, packed rows, and rows that are scored."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
@@ -25,6 +26,8 @@ FOR_TOKENIZER = 2000  # documents of a stream that a tokenizer is trained on, an
 ENOUGH = 10_000_000  # training tokens whose frequencies are counted
 PREVIEWS = 3
 ROLLED_OUT = 100  # characters whose attention is drawn
+# A sentence of some length that begins a paragraph: what is shown to people should begin somewhere.
+SENTENCE = re.compile(r"(?:\A|\n\s*\n)\s*([A-Z][^.!?*=]{60,300}[.!?])(?=\s)")
 
 
 class LanguageModeling(Task):
@@ -143,7 +146,7 @@ class LanguageModeling(Task):
 
     def figures(self, model, records: Records, folder: Path) -> list[Path]:
         """What surprises the model in a held-out passage, where its attention goes, what it makes of positions."""
-        passage = self.processor.decode(self.preview_rows(self.scored)[0], skip_special_tokens=True)
+        passage = self.passages()[0]
         drawn = [
             figures.surprisal(model, self.processor, passage, folder / "surprisal.png"),
             figures.attention_rollout_text(
@@ -158,6 +161,16 @@ class LanguageModeling(Task):
         count = min(PREVIEWS, len(dataset))
         rows = [dataset[len(dataset) * (2 * place + 1) // (2 * count)].ids for place in range(count)]
         return [self.from_a_word(ids) for ids in rows]
+
+    def passages(self) -> list[str]:
+        """Sentences from held-out documents far apart, the same every time; where there are none, parts of rows."""
+        sentences = [
+            " ".join(one.split()) for document in self.text.headline for one in SENTENCE.findall(document.text)
+        ]
+        if not sentences:
+            return [self.processor.decode(ids, skip_special_tokens=True) for ids in self.preview_rows(self.scored)]
+        count = min(PREVIEWS, len(sentences))
+        return [sentences[len(sentences) * (2 * place + 1) // (2 * count)] for place in range(count)]
 
     def from_a_word(self, ids: torch.Tensor) -> torch.Tensor:
         """Without the end of a word that WordPiece has cut, which could not be read."""

@@ -97,7 +97,8 @@ class MaskedLanguageModeling(LanguageModeling):
         frame that the tokenizer puts around a text."""
         length = self.arguments.data.max_seq_length
         part = min(PREVIEW_TOKENS, 3 * length // 4)
-        found = (self.with_a_word_hidden(ids[:part]) for ids in self.preview_rows(self.scored))
+        rows = (self.processor(one, add_special_tokens=False).input_ids[:part] for one in self.passages())
+        found = (self.with_a_word_hidden(torch.tensor(ids)) for ids in rows)
         return [one for one in found if one is not None and len(self.processor(one.input).input_ids) <= length]
 
     def with_a_word_hidden(self, ids: torch.Tensor) -> Example | None:
