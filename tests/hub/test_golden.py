@@ -224,12 +224,12 @@ NAMES = ["user/name", "a'b", 'a"b', "a\nimport os", "a\\", "{0}", "\u2028x", "')
 @pytest.mark.parametrize("name", NAMES)
 def test_the_snippet_embeds_names_as_strings(name, tmp_path):
     """Python of at most 12 lines whose only names of outside are the literals: against the syntax tree."""
-    for revision in ("v1.0", name, None):
+    for revision in ("v1.0", name):
         text = golden.snippet(name, revision, "AutoModelForMaskedLM")
         assert len(text.splitlines()) <= 13
         tree = ast.parse(text)
         assign = next(node for node in tree.body if isinstance(node, ast.Assign))
-        assert ast.literal_eval(assign.value) == (name, revision or "main")
+        assert ast.literal_eval(assign.value) == (name, revision)
         imported = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
         assert imported == ["huggingface_hub", "safetensors.torch", "transformers"]
     shape = ast.dump(ast.parse(golden.snippet("x/y", "z", "AutoModelForMaskedLM")))

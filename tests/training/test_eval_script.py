@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from two_processes import run_in_two
 
+from triune.training import leaving
 from triune.training import run as training
 from triune.training.arguments import parse
 from triune.training.evaluation import OF_SOURCE, check_classes, judged
@@ -86,7 +87,7 @@ def runs(words, tmp_path_factory):
     def trained(task):
         if task not in done:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(training.figures, "available", lambda: False)
+                patch.setattr(leaving.figures, "available", lambda: False)
                 flags = ["--task", task, "--output_dir", str(folder / task), *data[task], "--config", SMALL]
                 flags += ["--vocab_size", "80", "--max_seq_length", "24", "--validation_split_percentage", "20"]
                 flags += ["--max_steps", "6", "--eval_steps", "2", "--warmup_steps", "1", "--learning_rate", "1e-2"]

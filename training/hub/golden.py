@@ -197,15 +197,20 @@ def write(folder: Path) -> Path:
 # What a downloader pastes
 
 
+def literal(text: str) -> str:
+    """As a string of Python, between double quotes where that is the same."""
+    return repr(text) if {"'", '"'} & set(text) else f'"{repr(text)[1:-1]}"'
+
+
 def snippet(name: str, revision: str | None, auto_class: str) -> str:
     """The Python that compares a copy with its golden outputs. A folder has no revision."""
     if revision is None:
         imported, pinned = [], ""
-        lines = [f"name = {name!r}", 'golden = load_file(f"{name}/golden.safetensors")']
+        lines = [f"name = {literal(name)}", 'golden = load_file(f"{name}/golden.safetensors")']
     else:
         imported, pinned = ["from huggingface_hub import hf_hub_download"], "revision=revision, "
         lines = [
-            f"name, revision = {name!r}, {revision!r}",
+            f"name, revision = {literal(name)}, {literal(revision)}",
             'golden = load_file(hf_hub_download(name, "golden.safetensors", revision=revision))',
         ]
     output = "last_hidden_state" if auto_class == "AutoModel" else "logits"
@@ -236,7 +241,7 @@ def usage(name: str, revision: str, facts: Any) -> str:
         [
             f"from transformers import {auto_class}, {processor}",
             "",
-            f"name, revision = {name!r}, {revision!r}",
+            f"name, revision = {literal(name)}, {literal(revision)}",
             f"{variable} = {processor}.from_pretrained(name, revision=revision, trust_remote_code=True)",
             f"model = {auto_class}.from_pretrained(name, revision=revision, trust_remote_code=True)",
         ]
@@ -354,7 +359,7 @@ def main(name: str, revision: str, result: str) -> None:
 
 
 # Sent as source, for the clean process has no Triune to import them from.
-PROGRAM = (snippet, hide_triune, made_again, digests_of, visit, main)
+PROGRAM = (literal, snippet, hide_triune, made_again, digests_of, visit, main)
 
 
 def program() -> str:
