@@ -18,7 +18,7 @@ import difflib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -32,11 +32,11 @@ except ImportError:
     export_code = None
 
 
-def write_code(folder) -> None:
-    """Write the code of the family beside a saved model: the package's, or where this file is a copy that travelled,
+def write_code(folder, modules) -> None:
+    """Write the code of some modules beside a saved model: the package's, or where this file is a copy that travelled,
     the files that travelled with it."""
     if __name__.startswith("triune."):
-        export_code(folder)
+        export_code(folder, modules)
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     for file in Path(__file__).resolve().parent.glob("*.py"):
@@ -299,8 +299,71 @@ def settable(compute: Callable) -> property:
     return property(read, write, doc=compute.__doc__)
 
 
+class FamilyConfig(PreTrainedConfig):
+    """What every configuration of the family shares: how it is read and written, and what it refuses."""
+
+    heads: ClassVar[dict[str, Head]] = {}  # the models of this configuration
+    auto_classes: ClassVar[dict[str, str]] = {}  # what a saved folder tells the auto classes
+
+    def check(self) -> None:
+        """Refuse what cannot be. A subclass has its own rules."""
+
+    def check_head(self, head: str) -> None:
+        """Refuse a head that cannot stand on this configuration."""
+
+    def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
+        unknown = [key for key in kwargs if key not in FOREIGN_KEYS and not key.startswith("_")]
+        if unknown:
+            known = [field.name for field in dataclasses.fields(self)]
+            raise ValueError(
+                f"{type(self).__name__} has no field {unknown[0]!r}{nearest(unknown[0], known)} "
+                f"(fields: {', '.join(sorted(known))})"
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"this is a configuration of model_type {found!r}, and {cls.__name__} reads {cls.model_type!r}"
+            )
+        refuse_remote_kernels(config_dict)
+        kept = {key: value for key, value in config_dict.items() if cls._may_come_from_a_file(key)}
+        return super().from_dict({**kept, "_from_user": False}, **kwargs)
+
+    @classmethod
+    def _may_come_from_a_file(cls, key: str) -> bool:
+        """Fields and unknown keys may; a key must not replace a method, a property or what transformers keeps private
+        (`_auto_class` in a file would keep the code from travelling)."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return key in fields or key in FOREIGN_KEYS or not (key.startswith("_") or hasattr(cls, key))
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save the configuration and, beside it, the code that computes it: every way of saving a model passes here.
+
+        A configuration that was itself loaded as remote code is left to transformers, which copies the flat files it
+        came from.
+        """
+        self.check()
+        if self._auto_class is None:
+            self.auto_map = dict(self.auto_classes)
+            write_code(save_directory, {place.split(".")[0] for place in self.auto_classes.values()})
+        super().save_pretrained(save_directory)
+        if push_to_hub:  # not by super, which uploads what changed after it began: the code was written before
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """The last step of a push."""
+        put_card(working_dir, repo_id, self, revision=kwargs.get("revision"), token=kwargs.get("token"))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
 @strict
-class TriuneConfig(PreTrainedConfig):
+class TriuneConfig(FamilyConfig):
     r"""
     One stack of the Triune family. Axis fields (`AXES`) take the name of a choice, or a dict with its options.
 
@@ -334,6 +397,8 @@ class TriuneConfig(PreTrainedConfig):
     """
 
     model_type = "triune"
+    heads = HEADS
+    auto_classes = AUTO_MAP
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - a field of transformers' config class
 
     embedding: str | dict = "tokens"
@@ -589,58 +654,6 @@ class TriuneConfig(PreTrainedConfig):
 
     def _fits(self, head: Head) -> bool:
         return all(getattr(self, axis)["type"] == choice for axis, choice in head.needs.items())
-
-    # -- reading and writing -----------------------------------------------------------------------------------------
-
-    def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
-        unknown = [key for key in kwargs if key not in FOREIGN_KEYS and not key.startswith("_")]
-        if unknown:
-            known = [field.name for field in dataclasses.fields(self)]
-            raise ValueError(
-                f"{type(self).__name__} has no field {unknown[0]!r}{nearest(unknown[0], known)} "
-                f"(fields: {', '.join(sorted(known))})"
-            )
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
-            raise ValueError(
-                f"this is a configuration of model_type {found!r}, and {cls.__name__} reads {cls.model_type!r}"
-            )
-        refuse_remote_kernels(config_dict)
-        kept = {key: value for key, value in config_dict.items() if cls._may_come_from_a_file(key)}
-        return super().from_dict({**kept, "_from_user": False}, **kwargs)
-
-    @classmethod
-    def _may_come_from_a_file(cls, key: str) -> bool:
-        """Fields and unknown keys may; a key must not replace a method, a property or what transformers keeps private
-        (`_auto_class` in a file would keep the code from travelling)."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        return key in fields or key in FOREIGN_KEYS or not (key.startswith("_") or hasattr(cls, key))
-
-    @classmethod
-    def from_json_file(cls, json_file):
-        return cls.from_dict(cls._dict_from_json_file(json_file))
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save the configuration and, beside it, the code that computes it: every way of saving a model passes here.
-
-        A configuration that was itself loaded as remote code is left to transformers, which copies the flat files it
-        came from.
-        """
-        self.check()
-        if self._auto_class is None:
-            self.auto_map = dict(AUTO_MAP)
-            write_code(save_directory)
-        super().save_pretrained(save_directory)
-        if push_to_hub:  # not by super, which uploads what changed after it began: the code was written before
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        """The last step of a push."""
-        put_card(working_dir, repo_id, self, revision=kwargs.get("revision"), token=kwargs.get("token"))
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 __all__ = ["TriuneConfig"]

@@ -31,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from triune.configuration.configuration_card import TAGS, put_card
-from triune.configuration.configuration_triune import HEADS, TriuneConfig
+from triune.configuration.configuration_triune import TriuneConfig
 
 from .embeddings import PatchEmbedding, PatchInput, TokenEmbedding, TokenInput
 from .feed_forward import FEED_FORWARDS
@@ -286,9 +286,10 @@ class TriunePreTrainedModel(PreTrainedModel):
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         """The last step of every way of pushing."""
-        head = next((base.__name__ for base in type(self).__mro__ if base.__name__ in HEADS), "TriuneModel")
+        heads = self.config.heads
+        head = next((base.__name__ for base in type(self).__mro__ if base.__name__ in heads), "TriuneModel")
         own = {"revision": kwargs.get("revision"), "token": kwargs.get("token")}
-        put_card(working_dir, repo_id, self.config, HEADS[head], self.num_parameters(), **own)
+        put_card(working_dir, repo_id, self.config, heads.get(head), self.num_parameters(), **own)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 

@@ -67,8 +67,11 @@ DERIVED = ("num_key_value_heads", "head_dim", "intermediate_size", "max_position
 DERIVED += ("final_norm", "pooling", "use_cache", "sliding_window")
 
 MODELING = Path(modeling.__file__).resolve().parent
+# What the models of one stack need; those of several have files of their own.
+SEVERAL = ("composite", "seq2seq", "mae", "clip")
 SOURCES = sorted((MODELING.parent / "configuration").glob("configuration_*.py"))
 SOURCES += [file for file in sorted(MODELING.glob("*.py")) if file.name != "__init__.py"]
+SOURCES = [file for file in SOURCES if not file.stem.endswith(SEVERAL)]
 CODE = {file.name for file in SOURCES}
 AUTO_MAP = {
     "AutoConfig": "configuration_triune.TriuneConfig",

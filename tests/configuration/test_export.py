@@ -1,5 +1,7 @@
 """The code that a configuration writes beside a model."""
 
+import re
+
 import pytest
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -50,3 +52,13 @@ def test_a_file_in_the_way(tmp_path):
     (tmp_path / "taken").write_text("x")
     with pytest.raises(NotADirectoryError, match="taken"):
         export_code(tmp_path / "taken")
+
+
+def test_only_what_a_model_needs_travels(tmp_path):
+    """The files that its modules reach: against the imports that Python itself makes of the copy, one by one."""
+    names = {file.name for file in export_code(tmp_path, ["configuration_triune", "modeling_triune"])}
+    assert {"transformer.py", "configuration_card.py", "heads.py"} < names
+    assert "configuration_composite.py" not in names
+    for file in tmp_path.glob("*.py"):
+        for name in re.findall(r"^from \.(\w+) import", file.read_text(), flags=re.MULTILINE):
+            assert f"{name}.py" in names, (file.name, name)

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from triune import modeling
 from triune.configuration import TriuneConfig
 from triune.configuration.configuration_triune import AUTO_MAP
-from triune.configuration.export import source_files
+from triune.configuration.export import reached
 from triune.training.hub import content
 from triune.training.image_processor import build_processor
 from triune.training.tokenizers import train_tokenizer
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
-CODE = {file.name for file in source_files()}
+CODE = {file.name for file in reached(["configuration_triune", "modeling_triune"])}
 TEXT = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
