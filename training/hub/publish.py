@@ -162,30 +162,44 @@ STATUS = {
 }
 SAFE = "nothing has been published, and the run is as it was; the same command tries again"
 
+UNSURE = "whether the commit was made is not known; the run is as it was, and the same command finds out"
+
 
 class Refused(ValueError):
     """What went wrong between here and the Hub, in a sentence."""
 
 
 @contextmanager
-def doing(what: str, otherwise: str = SAFE) -> Iterator[None]:
-    """Whatever the client raises (its transport has errors of its own) becomes a sentence."""
+def doing(what: str, otherwise: str = SAFE, unanswered: str | None = None) -> Iterator[None]:
+    """Whatever the client raises (its transport has errors of its own) becomes a sentence. `unanswered`: what holds
+    where the Hub has not said anything, and may have done what it was asked."""
     try:
         yield
     except (Refused, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise Refused(f"{what}: {reason(error)}; {otherwise}") from error
+        after = otherwise if unanswered is None or any(map(status_of, causes(error))) else unanswered
+        raise Refused(f"{what}: {reason(error)}; {after}") from error
 
 
-def reason(error: BaseException) -> str:
+def causes(error: BaseException) -> list[BaseException]:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
+    return chain
+
+
+def status_of(error: BaseException) -> int | None:
+    """What the Hub has answered, if it has."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def reason(error: BaseException) -> str:
+    chain = causes(error)
     for one in chain:
         if isinstance(one, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set, and publishing needs the Hub"
-        status = getattr(getattr(one, "response", None), "status_code", None)
+        status = status_of(one)
         if status is not None:
             says = getattr(one, "server_message", None)
             known = STATUS.get(status, "the Hub has a problem" if status >= 500 else "the Hub refuses")
@@ -376,7 +390,7 @@ def send(api: HfApi, release: Release, remote: Remote, changes: Changes, options
         *(CommitOperationDelete(path) for path in changes.delete),
     ]
     message = options.message or f"Publish {release.record.resolve().parent.name}"
-    with doing(f"sending {count(operations)} to {name}"):
+    with doing(f"sending {count(operations)} to {name}", unanswered=UNSURE):
         made = api.create_commit(name, operations, commit_message=message, revision=branch, parent_commit=head)
     return made.oid
 
