@@ -202,6 +202,7 @@ TEXT, IMAGE = {"embedding": "tokens"}, {"embedding": "patches"}
 HEADS: dict[str, Head] = {
     "TriuneModel": Head("AutoModel", {}),
     "TriuneForMaskedLM": Head("AutoModelForMaskedLM", {**TEXT, "attention": "bidirectional"}, "fill-mask"),
+    "TriuneForPreTraining": Head("AutoModelForPreTraining", {**TEXT, "attention": "bidirectional"}),
     "TriuneForCausalLM": Head("AutoModelForCausalLM", {**TEXT, "attention": "causal"}, "text-generation"),
     "TriuneForImageClassification": Head("AutoModelForImageClassification", IMAGE, "image-classification"),
     "TriuneForSequenceClassification": Head("AutoModelForSequenceClassification", TEXT, "text-classification"),

@@ -3,6 +3,8 @@
 Arguments, outputs and losses are Hugging Face's. Logits never pass through a softmax. `labels` of -100 are ignored.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
@@ -16,14 +18,14 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from triune.configuration.configuration_triune import TriuneConfig
 
 from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, keep_positions
-from .losses import classification_loss, next_token_loss, token_loss
+from .losses import IGNORED, classification_loss, cross_entropy, next_token_loss, token_loss
 from .norms import NORMS
 from .parts import build
 from .transformer import Transformer, TriunePreTrainedModel
@@ -113,16 +115,16 @@ def build_classifier(config: TriuneConfig) -> nn.Module:
 
 
 class TriuneLanguageModel(TriunePreTrainedModel):
-    """What the two language models share: the decoder, tied to the embeddings, and the transform in front of it."""
+    """What the language models share: the decoder, tied to the embeddings, and the transform in front of it."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' class fields
     _tp_plan = {"lm_head": "colwise_rep"}  # noqa: RUF012
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
     _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
-    def __init__(self, config: TriuneConfig):
+    def __init__(self, config: TriuneConfig, add_pooling_layer: bool = False):
         super().__init__(config)
-        self.model = TriuneModel(config, add_pooling_layer=False)
+        self.model = TriuneModel(config, add_pooling_layer)
         head = dict(config.lm_head)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=head.pop("bias"))
         norm = build(NORMS, config.norm, config.hidden_size)
@@ -163,6 +165,94 @@ class TriuneForMaskedLM(TriuneLanguageModel):
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+@dataclass
+class TriuneForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss: The sum of the losses whose labels are given.
+        prediction_logits: Of what stands under the mask (batch, length, vocabulary).
+        seq_relationship_logits: That the second text follows the first, and that it does not (batch, 2).
+    """
+
+    loss: torch.FloatTensor | None = None
+    prediction_logits: torch.FloatTensor | None = None
+    seq_relationship_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def logits(self) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """Of both tasks."""
+        return self.prediction_logits, self.seq_relationship_logits
+
+
+class TriuneForPreTraining(TriuneLanguageModel):
+    """BERT's two tasks at once: what stands under the mask, and whether the second of two texts follows the first.
+
+    `next_sentence_label` is 0 where it follows and 1 where it does not, as in BERT.
+    """
+
+    def __init__(self, config: TriuneConfig):
+        super().__init__(config, add_pooling_layer=True)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.loss_function = token_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        next_sentence_label: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TriuneForPreTrainingOutput:
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        verdicts = self.seq_relationship(outputs.pooler_output)
+        losses = []
+        if labels is not None:
+            losses.append(self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs))
+        if next_sentence_label is not None:
+            losses.append(next_sentence_loss(verdicts, next_sentence_label, labels, **kwargs))
+        return TriuneForPreTrainingOutput(
+            loss=sum(losses) if losses else None,
+            prediction_logits=logits,
+            seq_relationship_logits=verdicts,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def next_sentence_loss(
+    logits: torch.Tensor,
+    next_sentence_label: torch.Tensor,
+    labels: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """The mean over the pairs. A trainer that adds up micro-batches counts masked tokens only: each micro-batch then
+    has the share in this mean that it has of those."""
+    if next_sentence_label.numel() != len(logits):
+        raise ValueError(
+            f"next_sentence_label must have shape (batch,) = ({len(logits)},), got {tuple(next_sentence_label.shape)}"
+        )
+    loss = cross_entropy(logits, next_sentence_label)
+    if num_items_in_batch is None or labels is None:
+        return loss
+    return loss * (labels != IGNORED).sum() / num_items_in_batch
 
 
 class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
@@ -342,6 +432,7 @@ __all__ = [
     "TriuneForCausalLM",
     "TriuneForImageClassification",
     "TriuneForMaskedLM",
+    "TriuneForPreTraining",
     "TriuneForSequenceClassification",
     "TriuneForTokenClassification",
     "TriuneModel",

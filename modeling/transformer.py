@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_bidirectional_sliding_window_mask,
@@ -114,10 +114,15 @@ def eager_attention(
     return torch.matmul(weights, v).transpose(1, 2).contiguous(), weights
 
 
+def own_cache(past_key_values: Cache | None) -> Cache | None:
+    """The stack's own keys and values: a decoder's cache holds those of what it reads beside them."""
+    return getattr(past_key_values, "self_attention_cache", past_key_values)
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped keys and values; kernel, mask, positions and cache all come from outside."""
 
-    def __init__(self, config: TriuneConfig, layer_idx: int, rotate):
+    def __init__(self, config: TriuneConfig, layer_idx: int, rotate, source_size: int | None = None):
         super().__init__()
         options, heads, kv_heads = config.attention, config.num_attention_heads, config.num_key_value_heads
         self.config = config  # the kernel reads the attention implementation here
@@ -129,9 +134,10 @@ class Attention(nn.Module):
         self.is_causal = options["type"] == "causal"
         self.sliding_window = attention_window(config, layer_idx)
         self.rotate = rotate
+        source_size = source_size or config.hidden_size
         self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=options["qkv_bias"])
-        self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=options["qkv_bias"])
-        self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=options["qkv_bias"])
+        self.k_proj = nn.Linear(source_size, kv_heads * self.head_dim, bias=options["qkv_bias"])
+        self.v_proj = nn.Linear(source_size, kv_heads * self.head_dim, bias=options["qkv_bias"])
         self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=options["out_bias"])
         self.q_norm = build(NORMS, config.norm, self.head_dim) if options["qk_norm"] else nn.Identity()
         self.k_norm = build(NORMS, config.norm, self.head_dim) if options["qk_norm"] else nn.Identity()
@@ -144,30 +150,60 @@ class Attention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
-        v = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        q, (k, v) = self.queries(hidden_states), self.keys_and_values(hidden_states)
         q, k = self.rotate(q, k, *rotation)
         if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        dropout = self.dropout if self.training else 0.0
-        out, weights = attend(
+            k, v = own_cache(past_key_values).update(k, v, self.layer_idx)
+        return self.attend(q, k, v, attention_mask, **kwargs)
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        return self.q_norm(self.split(self.q_proj(x))).transpose(1, 2)
+
+    def keys_and_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.k_norm(self.split(self.k_proj(x))).transpose(1, 2), self.split(self.v_proj(x)).transpose(1, 2)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:-1], -1, self.head_dim)  # (batch, length, heads, head)
+
+    def attend(self, q, k, v, attention_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        out, weights = kernel(
             self,
             q,
             k,
             v,
             attention_mask,
-            dropout=dropout,
+            dropout=self.dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
+        return self.o_proj(out.reshape(q.shape[0], q.shape[2], -1)), weights
 
     def extra_repr(self) -> str:
         return f"causal={self.is_causal}, head_dim={self.head_dim}, window={self.sliding_window}"
+
+
+class CrossAttention(Attention):
+    """The same attention with keys and values of a source: the hidden states that an encoder returned. They have no
+    positions here, and with a cache they are computed once."""
+
+    def __init__(self, config: TriuneConfig, layer_idx: int, source_size: int):
+        super().__init__(config, layer_idx, rotate=None, source_size=source_size)
+        self.is_causal, self.sliding_window = False, None
+
+    def forward(self, hidden_states, source, source_mask=None, past_key_values: EncoderDecoderCache | None = None):
+        k, v = self.remembered(source, past_key_values)
+        return self.attend(self.queries(hidden_states), k, v, source_mask)
+
+    def remembered(self, source: torch.Tensor, past_key_values: EncoderDecoderCache | None):
+        if past_key_values is None:
+            return self.keys_and_values(source)
+        if not past_key_values.is_updated.get(self.layer_idx):
+            past_key_values.cross_attention_cache.update(*self.keys_and_values(source), self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        seen = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        return seen.keys, seen.values
 
 
 def attention_window(config: TriuneConfig, layer_idx: int) -> int | None:
@@ -192,10 +228,33 @@ def post_norm(x: torch.Tensor, norm: nn.Module, sublayer) -> torch.Tensor:
 PLACEMENTS = {"pre": pre_norm, "post": post_norm}
 
 
-class TransformerLayer(GradientCheckpointingLayer):
-    """Attention, then feed-forward, each added to the residual stream."""
+class CrossBranch(nn.Module):
+    """A decoder's third sublayer, between the other two: attention to what an encoder returned."""
 
-    def __init__(self, config: TriuneConfig, layer_idx: int, rotate):
+    def __init__(self, config: TriuneConfig, layer_idx: int, source_size: int, residual: nn.Module):
+        super().__init__()
+        self.add = PLACEMENTS[config.norm_placement]
+        self.norm = build(NORMS, config.norm, config.hidden_size)
+        self.attn = CrossAttention(config, layer_idx, source_size)
+        self.residual = residual
+        self.attn.o_proj.ends_branch = True
+
+    def forward(self, hidden_states: torch.Tensor, *source) -> torch.Tensor:
+        return self.add(hidden_states, self.norm, lambda x: self.residual(self.attn(x, *source)[0]))
+
+
+class NoCrossBranch(nn.Module):
+    """A stack that reads nothing but its own input."""
+
+    def forward(self, hidden_states: torch.Tensor, *source) -> torch.Tensor:
+        return hidden_states
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Attention, then feed-forward, each added to the residual stream. In a decoder that reads a source, attention to
+    it in between."""
+
+    def __init__(self, config: TriuneConfig, layer_idx: int, rotate, source_size: int | None = None):
         super().__init__()
         size, dropout = config.hidden_size, config.hidden_dropout_prob
         residual = dict(config.residual)
@@ -205,23 +264,37 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.attn_norm = nn.Identity() if in_front else build(NORMS, config.norm, size)
         self.self_attn = Attention(config, layer_idx, rotate)
         self.attn_residual = build(RESIDUALS, residual, size, dropout, drop_path)
+        self.cross = NoCrossBranch()
+        if source_size:
+            reading = build(RESIDUALS, residual, size, dropout, drop_path)
+            self.cross = CrossBranch(config, layer_idx, source_size, reading)
         self.mlp_norm = build(NORMS, config.norm, size)
         self.mlp = build(FEED_FORWARDS, config.feed_forward, size, config.intermediate_size, config.hidden_act)
         self.mlp_residual = build(RESIDUALS, residual, size, dropout, drop_path)
         for projection in (self.self_attn.o_proj, self.mlp.down_proj):
             projection.ends_branch = True  # it writes into the residual stream: `_init_weights` starts it smaller
 
-    def forward(self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **kwargs):
-        if position_bias is not None:  # positional above: reentrant checkpointing follows gradients only there
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
+        source: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ):
+        # The first three are given by place: reentrant checkpointing follows gradients only there.
+        if position_bias is not None:
             kwargs["position_bias"] = position_bias
 
         def attend(x):
-            return self.attn_residual(self.self_attn(x, **kwargs)[0])
+            return self.attn_residual(self.self_attn(x, past_key_values=past_key_values, **kwargs)[0])
 
         def transform(x):
             return self.mlp_residual(self.mlp(x))
 
         hidden_states = self.add(hidden_states, self.attn_norm, attend)
+        hidden_states = self.cross(hidden_states, source, source_mask, past_key_values)
         return self.add(hidden_states, self.mlp_norm, transform)
 
 
@@ -307,10 +380,11 @@ def unchanged(file: Path):
 class Transformer(TriunePreTrainedModel):
     """The stack: `embed` turns the input into the hidden states of layer 0, `encode` sends them through the layers.
 
-    Heads and compositions call the two in a row, or do something in between (MAE drops patches there).
+    Heads and compositions call the two in a row, or do something in between (MAE drops patches there). With a
+    `source_size` the layers also read a source of that width: the hidden states of an encoder.
     """
 
-    def __init__(self, config: TriuneConfig):
+    def __init__(self, config: TriuneConfig, source_size: int | None = None):
         super().__init__(config)
         text = config.embedding["type"] == "tokens"
         self.embed_tokens, self.embeddings = INPUTS[config.embedding["type"]](config)
@@ -325,7 +399,8 @@ class Transformer(TriunePreTrainedModel):
         )
         self.positions = build(POSITIONS, config.position, frame)
         self.layers = nn.ModuleList(
-            TransformerLayer(config, layer_idx, self.positions.rotate) for layer_idx in range(config.num_hidden_layers)
+            TransformerLayer(config, layer_idx, self.positions.rotate, source_size)
+            for layer_idx in range(config.num_hidden_layers)
         )
         self.norm = build(NORMS, config.norm, config.hidden_size) if config.final_norm else nn.Identity()
         self.masks = MASKS[config.attention["type"]]
@@ -364,8 +439,10 @@ class Transformer(TriunePreTrainedModel):
         attention_mask: torch.Tensor | dict | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        source: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
+        own = own_cache(past_key_values)
         layer_types = dict.fromkeys(self.config.layer_types)  # each kind once, in an order that does not vary
         masks = attention_mask  # `generate` with a static cache hands over the finished masks by layer type
         if not isinstance(masks, dict):
@@ -374,19 +451,20 @@ class Transformer(TriunePreTrainedModel):
                     config=self.config,
                     inputs_embeds=hidden_states,
                     attention_mask=attention_mask,
-                    past_key_values=past_key_values,
+                    past_key_values=own,
                     position_ids=position_ids,  # as given: only then can they restart
                 )
                 for kind in layer_types
             }
         if position_ids is None:
-            position_ids = next_positions(hidden_states, past_key_values)
+            position_ids = next_positions(hidden_states, own)
         rotations = {kind: self.positions.rotation(hidden_states, position_ids, kind) for kind in layer_types}
-        biases = {kind: self.position_bias(hidden_states, past_key_values, kind) for kind in layer_types}
+        biases = {kind: self.position_bias(hidden_states, own, kind) for kind in layer_types}
         for layer, kind in zip(self.layers, self.config.layer_types):
             hidden_states = layer(
                 hidden_states,
                 biases[kind],
+                source,
                 attention_mask=masks[kind],
                 rotation=rotations[kind],
                 position_ids=position_ids,

@@ -77,6 +77,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_triune.TriuneConfig",
     "AutoModel": "modeling_triune.TriuneModel",
     "AutoModelForMaskedLM": "modeling_triune.TriuneForMaskedLM",
+    "AutoModelForPreTraining": "modeling_triune.TriuneForPreTraining",
     "AutoModelForCausalLM": "modeling_triune.TriuneForCausalLM",
     "AutoModelForImageClassification": "modeling_triune.TriuneForImageClassification",
     "AutoModelForSequenceClassification": "modeling_triune.TriuneForSequenceClassification",
@@ -460,8 +461,9 @@ def second(first, exports, older, inputs, tmp_path_factory):
 
 
 def test_every_head_is_exported():
-    """The pairs of preset and head above cover every head that the configuration knows."""
-    assert {head for _, head in PAIRS} == set(HEADS)
+    """The pairs of preset and head above cover every head that the configuration knows, but for the one that has two
+    outputs: `tests/modeling/test_pretraining.py` exports it."""
+    assert {head for _, head in PAIRS} == set(HEADS) - {"TriuneForPreTraining"}
 
 
 @every_pair

@@ -38,11 +38,19 @@ class ModelArguments:
     vocab_size: int = text(2048, "the size of the tokenizer to train; for characters the most it may hold")
     attn_implementation: str | None = text(None, "sdpa, eager, flex_attention, ...; default: transformers' choice")
     freeze: str | None = text(None, "parameters that are not trained: a regular expression over their names")
+    lora_rank: int | None = text(None, "train matrices of this rank beside those of a saved model, by PEFT")
+    lora_alpha: float | None = text(None, "they are scaled by lora_alpha / lora_rank; default: twice the rank")
+    lora_dropout: float = text(0.0, "in front of them")
+    lora_target_modules: str | None = text(
+        None, "the linear maps that get them, by name, with commas, or all-linear; default: q_proj,v_proj"
+    )
 
 
 @dataclass
 class DataArguments:
-    dataset_name: str | None = text(None, "a bundled set (pydocs, digits, letters), or a name for `datasets`")
+    dataset_name: str | None = text(
+        None, "a bundled set (pydocs, digits, letters, photos, shapes), or a name for `datasets`"
+    )
     dataset_config_name: str | None = text(None, "the configuration of a Hub dataset")
     train_file: str | None = text(None, "local text, CSV, JSON lines or Parquet; globs are expanded")
     validation_file: str | None = text(None, "the same, for validation; without it a share is split off")
@@ -218,7 +226,8 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "max_minutes"), (0, math.inf)),
     **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), (0, math.inf)),
     **dict.fromkeys(("horizontal_flip", "rand_augment_magnitude", "random_erasing", "random_resized_crop"), (0, 1)),
-    **dict.fromkeys(("label_smoothing_factor", "ema_decay"), (0, 1)),
+    **dict.fromkeys(("label_smoothing_factor", "ema_decay", "lora_dropout"), (0, 1)),
+    **{"lora_rank": (1, math.inf), "lora_alpha": (0, math.inf)},
     "validation_split_percentage": (0, 100),
     "save_total_limit": (2, math.inf),  # the newest may be the one that is being written
 }
@@ -266,6 +275,7 @@ def parse(argv: list[str] | None = None) -> Arguments:
     training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"
     arguments = Arguments(model, data, training, recipe, argv)
     check_ranges(arguments.as_dict())
+    check_lora(arguments.as_dict())
     return arguments
 
 
@@ -277,6 +287,23 @@ def check_ranges(values: dict[str, Any]) -> None:
         if value is not None and not low <= value <= high:
             most = "" if high == math.inf else f" and at most {high}"
             raise ValueError(f"{name}={value!r} is not allowed: it must be at least {low}{most}")
+
+
+def check_lora(values: dict[str, Any]) -> None:
+    """Options of LoRA without it, and LoRA beside what it excludes."""
+    rank, source, frozen = (values[name] for name in ("lora_rank", "model_name_or_path", "freeze"))
+    if rank is None:
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            if values[name] != known_flags()[name].default:
+                raise ValueError(f"{name}={values[name]!r} is not allowed without lora_rank, such as 8")
+        return
+    if source is None:
+        raise ValueError(f"lora_rank={rank} needs model_name_or_path: LoRA goes on from a model that was trained")
+    if frozen is not None:
+        raise ValueError(
+            f"freeze={frozen!r} is not allowed with lora_rank={rank}, which freezes the whole saved model; "
+            "lora_target_modules says what learns beside it"
+        )
 
 
 def as_flag(key: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import set_seed
 
 from triune.configuration import TriuneConfig, preset
+from triune.training.adapters import add_adapters
 from triune.training.arguments import Arguments, TrainingArguments, options_of
 from triune.training.console import Console
 from triune.training.optimizers import build_optimizer, choice_of, parameter_groups
@@ -33,7 +34,7 @@ def merged(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     result = dict(fields)
     for name, value in own.items():
         both = isinstance(value, dict) and isinstance(fields.get(name), dict)
-        result[name] = {**fields[name], **value} if both else value
+        result[name] = merged(fields[name], value) if both else value
     return result
 
 
@@ -41,7 +42,7 @@ def build_config(arguments: Arguments, task: Task) -> TriuneConfig:
     own = options_of("config", arguments.model.config)
     fields, name = merged(task.config_fields(), own), arguments.model.preset
     if name is None:
-        return TriuneConfig(**fields)
+        return (task.head.config_class or TriuneConfig)(**fields)
     chosen = {axis: fields[axis] for axis in ("attention",) if axis in fields}
     preset(name, **{**own, **chosen}).check_head(task.head.__name__)  # before sizes of text meet a model for images
     return preset(name, **fields)
@@ -86,6 +87,8 @@ def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.
         raise ValueError(f"model_name_or_path={source!r} does not fit: {some} missing, or of another size")
     if fresh:
         console.note(f"not in {source}, starts fresh: {', '.join(sorted(fresh))}")
+    if arguments.model.lora_rank is not None:
+        console.note(str(add_adapters(model, arguments.model, fresh)))
     return model
 
 

@@ -1,6 +1,7 @@
 """What a run leaves behind: a model folder that is ready for the Hub, figures, and a summary of what was reached.
 
     runs/bert/model/         weights, configuration, code, tokenizer or image processor, golden outputs, licence, card
+    runs/bert/adapter/       after LoRA: what was trained, for PEFT; the model folder holds it merged
     runs/bert/figures/       every figure; those that the card shows are copied
     runs/bert/summary.json   what the card says, and what it was made from: it can be made again without the weights
 
@@ -18,7 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from triune.training import figures, report, state
+from triune.training import adapters, figures, report, state
 from triune.training.console import before_after, clock, number, version
 from triune.training.folder import SUMMARY
 from triune.training.hub import card, content, golden
@@ -28,12 +29,15 @@ from triune.training.tasks.task import Example
 
 
 MAX_SHARD = "5GB"  # of weights in one file
+ADAPTER = "adapter"  # beside the model folder
 FIGURES, SAMPLES = "figures", "samples"  # folders of the model folder
 EXAMPLE_TOKENS = 48  # that a beginning is continued by
 
 
 def leave(loop: Loop, result: dict[str, Any]) -> None:
     """All of it, by the main process; and the end box."""
+    if adapters.adapted(loop.bare):
+        leave_adapter(loop, loop.folder / ADAPTER)
     model = write_model(loop, loop.folder / "model")
     if not loop.accelerator.is_main_process:
         return
@@ -45,6 +49,13 @@ def leave(loop: Loop, result: dict[str, Any]) -> None:
     except (ValueError, OSError) as error:  # the model is there, whatever becomes of its card
         loop.console.warning(f"the model folder is not complete: {error}")
     show_end(loop, result, model, drawn)
+
+
+def leave_adapter(loop: Loop, folder: Path) -> None:
+    """Saved, then merged: what follows sees an ordinary model."""
+    base = loop.arguments.model.model_name_or_path
+    adapters.save_adapter(loop.bare, folder, base, main=loop.accelerator.is_main_process)
+    adapters.merge(loop.bare)
 
 
 def write_model(loop: Loop, folder: Path) -> Path:
@@ -103,6 +114,8 @@ def copy_pictures(loop: Loop, model: Path) -> dict[str, str]:
 
 def ask(saved: Saved, examples: list[Example], model: Path) -> list[dict[str, Any]]:
     """What the model answers to each example, with the truth. Images are saved beside the model."""
+    if not examples:
+        return []
     inputs = [write_sample(model, place, example.input) for place, example in enumerate(examples)]
     options = {"max_new_tokens": EXAMPLE_TOKENS} if saved.task == "causal_lm" else {}
     found = []
@@ -177,6 +190,8 @@ def show_end(loop: Loop, result: dict[str, Any], model: Path, drawn: list[Path])
     if progress.skipped:
         rows["skipped"] = f"{progress.skipped:,} steps without a finite gradient"
     rows["model"] = f"{model}/, with its card: README.md"
+    if loop.arguments.model.lora_rank is not None:
+        rows["adapter"] = f"{loop.folder / ADAPTER}/, for PEFT; the model has it merged"
     rows["figures"] = f"{loop.folder / FIGURES}/ ({len(drawn)})"
     rows["numbers"] = f"{loop.folder / 'metrics.jsonl'}, metrics.csv"
     loop.console.end(rows, next_command=f"python scripts/predict.py {model}")

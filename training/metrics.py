@@ -111,6 +111,15 @@ def classification_metrics(records: Records, num_classes: int) -> dict[str, floa
     return {"loss": loss, **accuracy, **MacroF1().compute(predictions=records.prediction, references=records.label)}
 
 
+def text_metrics(predictions: list[str], references: list[str] | list[list[str]]) -> dict[str, float]:
+    """Of texts that were generated, each with one right answer or several; both from 0 to 100."""
+    from triune.training.metric_modules.bleu import Bleu
+    from triune.training.metric_modules.chrf import ChrF
+
+    texts = {"predictions": predictions, "references": references}
+    return {"bleu": Bleu().compute(**texts)["bleu"], **ChrF().compute(**texts)}
+
+
 def confusion(records: Records, num_classes: int) -> np.ndarray:
     """int64 (num_classes, num_classes): how often each class (row) was predicted to be each class (column)."""
     from triune.training.metric_modules.confusion_matrix import ConfusionMatrix

@@ -127,6 +127,7 @@ def test_the_picture():
 ENTRIES = {
     "TriuneModel": TEXT,
     "TriuneForMaskedLM": TEXT,
+    "TriuneForPreTraining": TEXT,
     "TriuneForCausalLM": {**TEXT, "attention": "causal", "sliding_window": 4},
     "TriuneForSequenceClassification": {**TEXT, "num_labels": 3},
     "TriuneForTokenClassification": {**TEXT, "num_labels": 3},

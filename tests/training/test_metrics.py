@@ -283,18 +283,6 @@ def evaluate_module(name: str, **options) -> evaluate.Metric:
     return found(**options)
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """evaluate.load, with a cache for its copies of the code, and one for data that cannot be made."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    (folder / "file").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder / "modules")
-        patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "file" / "metrics")
-        yield lambda name, *rest: evaluate.load(str(MODULES / f"{name}.py"), *rest)
-
-
 @pytest.mark.parametrize("name", METRICS)
 def test_loaded_and_imported_agree(loaded, name):
     """evaluate.load and our own import, against results worked out by hand, from lists, arrays and tensors."""

@@ -44,6 +44,7 @@ from triune.training.data.images import (
     resized,
     with_channels,
 )
+from triune.training.data.photos import photos
 from triune.training.sampling import permutation
 
 
@@ -51,6 +52,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 BUNDLED: dict[str, Callable[[DataArguments], ImageData]] = {
     "digits": lambda data: digits(fold=data.fold),
     "letters": lambda data: letters(),
+    "photos": lambda data: photos(),
 }
 SPLIT_NAMES = {"train", "training", "eval", *VALIDATION_SPLITS}
 GREY = {"1", "L", *DEEP}  # Pillow's modes of one channel

@@ -54,6 +54,7 @@ CURVES = "loss.png"  # belongs to the training; other pictures to what was reach
 DOES = {
     "TriuneModel": "Turns {inputs} into vectors",
     "TriuneForMaskedLM": "Fills in hidden words of a text, which it reads from both sides, as BERT does",
+    "TriuneForPreTraining": "Fills in hidden words and says whether one text follows another, as BERT was trained",
     "TriuneForCausalLM": "Continues a text, which it reads from left to right, as GPT does",
     "TriuneForImageClassification": "Names what an image shows, one of {classes} classes, as ViT does",
     "TriuneForSequenceClassification": "Sorts texts into {classes} classes",
@@ -66,6 +67,8 @@ MEANINGS = {
     "accuracy": "the share of answers that are right",
     "top5_accuracy": "the share with the right answer among the five likeliest",
     "macro_f1": "the mean of the classes' F1",
+    "mlm_accuracy": "the share of hidden tokens that are found",
+    "nsp_accuracy": "the share of pairs of texts that are told apart: does the second follow the first?",
 }
 PRECISIONS = {
     "no": "float32",
