@@ -59,14 +59,20 @@ from transformers import {auto_class}
 model = {auto_class}.from_pretrained({repository}, revision={branch}, trust_remote_code=True)
 ```
 """
+SEVERAL = """\
+A model of several stacks of the Triune family {purpose}: {parameters:,} parameters; {stacks}.
+
+## How to use it
+"""
+STACK = "`{name}`, {layers} layers of width {width}, position `{position}`"
 CONFIGURATION = """\
-The configuration of a {attention} transformer of the Triune family, and the code that builds it: there are no weights.
+The configuration of a transformer of the Triune family, and the code that builds it: there are no weights.
 
 ```python
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, {auto_class}
 
 config = AutoConfig.from_pretrained({repository}, revision={branch}, trust_remote_code=True)
-model = AutoModel.from_config(config, trust_remote_code=True)
+model = {auto_class}.from_config(config, trust_remote_code=True)
 ```
 """
 TRUST = """
@@ -89,16 +95,40 @@ folder of a training run, `python scripts/publish.py RUN {name}` of Triune write
 def page(config, head: Any, parameters: int, name: str, branch: str, alone: bool) -> str:
     """What is said of every model. `head`: an entry of HEADS, or None for a configuration without weights; `alone`:
     nothing else stands on the card."""
-    words = {"name": name, "title": name.rpartition("/")[2].replace("_", r"\_"), "attention": config.attention["type"]}
+    words = {"name": name, "title": name.rpartition("/")[2].replace("_", r"\_")}
     words |= {"repository": quoted(name), "branch": quoted(branch)}
     if head is None:
+        words["auto_class"] = next(iter(config.heads.values())).auto_class
         return (TITLE + CONFIGURATION + TRUST).format(**words)
     words |= {"tag": head.pipeline_tag, "auto_class": head.auto_class, "purpose": purpose(config, head.pipeline_tag)}
-    words |= {"parameters": parameters, "layers": config.num_hidden_layers, "width": config.hidden_size}
-    words |= {"position": config.position["type"], "sizes": sizes(config)}
-    words |= {"processor": PROCESSORS[config.embedding["type"]]}
+    words |= {"parameters": parameters, **said_of(config)}
     use = (PIPELINE if head.pipeline_tag else "") + MODEL + TRUST
-    return (TITLE * alone + SENTENCE + use + CONTENT + NO_RECORD * alone).format(**words)
+    sentence = SEVERAL if config.sub_configs else SENTENCE
+    return (TITLE * alone + sentence + use + CONTENT + NO_RECORD * alone).format(**words)
+
+
+def said_of(config) -> dict[str, Any]:
+    """Of one stack what it is, of several each in a few words."""
+    if config.sub_configs:
+        stacks = {name: getattr(config, name) for name in config.sub_configs}
+        return {
+            "stacks": "; ".join(STACK.format(name=name, **size_of(stack)) for name, stack in stacks.items()),
+            "processor": "processor",
+        }
+    return {
+        **size_of(config),
+        "attention": config.attention["type"],
+        "sizes": sizes(config),
+        "processor": PROCESSORS[config.embedding["type"]],
+    }
+
+
+def size_of(stack) -> dict[str, Any]:
+    return {
+        "layers": stack.num_hidden_layers,
+        "width": stack.hidden_size,
+        "position": stack.position["type"],
+    }
 
 
 def quoted(name: str) -> str:

@@ -28,7 +28,7 @@ DECODER = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 16
 
 HEADS: dict[str, Head] = {
     # transformers has its MAE under AutoModelForPreTraining; that it is found under both is in `auto_classes`
-    "TriuneForMaskedImageModeling": Head("AutoModelForMaskedImageModeling", {}, "image-feature-extraction"),
+    "TriuneForMaskedImageModeling": Head("AutoModelForMaskedImageModeling", {}),  # and no pipeline
 }
 MODEL = "modeling_triune_mae.TriuneForMaskedImageModeling"
 

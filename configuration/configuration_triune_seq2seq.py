@@ -45,7 +45,9 @@ class TriuneSeq2SeqConfig(CompositeConfig):
     model_type = "triune-seq2seq"
     heads = {  # noqa: RUF012 - class fields of transformers
         "TriuneSeq2SeqModel": Head("AutoModel", {}),
-        "TriuneForConditionalGeneration": Head("AutoModelForSeq2SeqLM", {}, "text2text-generation"),
+        "TriuneForConditionalGeneration": Head(
+            "AutoModelForSeq2SeqLM", {}
+        ),  # transformers has no pipeline for it any more
     }
     auto_classes = {  # noqa: RUF012
         "AutoConfig": "configuration_triune_seq2seq.TriuneSeq2SeqConfig",

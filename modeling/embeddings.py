@@ -22,6 +22,18 @@ def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_size**2)
 
 
+def unpatchify(patches: torch.Tensor, grid: tuple[int, int], patch_size: int) -> torch.Tensor:
+    """The inverse of `patchify`, for a grid of (rows, columns): -> (batch, channels, height, width)."""
+    rows, columns = grid
+    if patches.shape[1] != rows * columns or patches.shape[2] % patch_size**2:
+        raise ValueError(
+            f"patches of shape {tuple(patches.shape)} are no {rows} rows and {columns} columns of patches with "
+            f"{patch_size} x {patch_size} pixels"
+        )
+    tiles = patches.reshape(len(patches), rows, columns, -1, patch_size, patch_size)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, rows * patch_size, columns * patch_size)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Input to vectors
 

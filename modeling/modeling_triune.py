@@ -104,6 +104,14 @@ def build_pooler(config: TriuneConfig) -> Pooler:
     return Pooler(config.hidden_size, options["type"], options["dense"], config.num_prefix_tokens, num_cls=has_cls)
 
 
+def build_lm_head(config: TriuneConfig) -> tuple[nn.Linear, nn.Module]:
+    """The decoder, and the transform in front of it."""
+    entry, size = dict(config.lm_head), config.hidden_size
+    decoder = nn.Linear(size, config.vocab_size, bias=entry.pop("bias"))
+    norm = build(NORMS, config.norm, size)
+    return decoder, build(TRANSFORMS, entry, size, config.hidden_act, norm)
+
+
 def build_classifier(config: TriuneConfig) -> nn.Module:
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
     sizes = (config.hidden_size, config.num_labels)
@@ -125,10 +133,7 @@ class TriuneLanguageModel(TriunePreTrainedModel):
     def __init__(self, config: TriuneConfig, add_pooling_layer: bool = False):
         super().__init__(config)
         self.model = TriuneModel(config, add_pooling_layer)
-        head = dict(config.lm_head)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=head.pop("bias"))
-        norm = build(NORMS, config.norm, config.hidden_size)
-        self.transform = build(TRANSFORMS, head, config.hidden_size, config.hidden_act, norm)
+        self.lm_head, self.transform = build_lm_head(config)
 
 
 class TriuneForMaskedLM(TriuneLanguageModel):

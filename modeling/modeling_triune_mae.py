@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from triune.configuration.configuration_triune_mae import TriuneMAEConfig
 
-from .embeddings import patchify
+from .embeddings import patchify, unpatchify
 from .losses import mean_over
 from .modeling_triune import TriuneModel
 from .transformer import TriunePreTrainedModel
@@ -26,18 +26,6 @@ from .transformer import TriunePreTrainedModel
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Patches: (batch, patches, ...)
-
-
-def unpatchify(patches: torch.Tensor, grid: tuple[int, int], patch_size: int) -> torch.Tensor:
-    """The inverse of `patchify`, for a grid of (rows, columns): -> (batch, channels, height, width)."""
-    rows, columns = grid
-    if patches.shape[1] != rows * columns or patches.shape[2] % patch_size**2:
-        raise ValueError(
-            f"patches of shape {tuple(patches.shape)} are no {rows} rows and {columns} columns of patches with "
-            f"{patch_size} x {patch_size} pixels"
-        )
-    tiles = patches.reshape(len(patches), rows, columns, -1, patch_size, patch_size)
-    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, rows * patch_size, columns * patch_size)
 
 
 def take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

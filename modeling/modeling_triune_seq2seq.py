@@ -24,11 +24,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from triune.configuration.configuration_triune import TriuneConfig
 from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
 
-from .heads import TRANSFORMS, keep_positions
+from .heads import keep_positions
 from .losses import IGNORED, token_loss
-from .modeling_triune import TriuneModel
-from .norms import NORMS
-from .parts import build
+from .modeling_triune import TriuneModel, build_lm_head
 from .transformer import Attention, CrossAttention, Transformer, TransformerLayer, TriunePreTrainedModel
 
 
@@ -207,11 +205,8 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
     def __init__(self, config: TriuneSeq2SeqConfig):
         super().__init__(config)
         self.model = TriuneSeq2SeqModel(config)
-        decoder, head = config.decoder, dict(config.decoder.lm_head)
-        self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=head.pop("bias"))
-        norm = build(NORMS, decoder.norm, decoder.hidden_size)
-        self.transform = build(TRANSFORMS, head, decoder.hidden_size, decoder.hidden_act, norm)
-        self.scale = decoder.hidden_size**-0.5 if config.scale_decoder_outputs else 1.0
+        self.lm_head, self.transform = build_lm_head(config.decoder)
+        self.scale = config.decoder.hidden_size**-0.5 if config.scale_decoder_outputs else 1.0
         if config.tie_word_embeddings:
             table = "encoder" if config.share_embeddings else "decoder"
             self._tied_weights_keys = {"lm_head.weight": f"model.{table}.embed_tokens.weight"}

@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from accelerate import PartialState
 
 from triune.configuration import TriuneConfig
-from triune.training.arguments import Arguments
+from triune.training.arguments import Arguments, script_parser
 from triune.training.console import Console, before_after, silence
 from triune.training.environment import choose_threads, set_kernels, versions
 from triune.training.evaluation import FLAGS, answers, changed, check_classes, judged, recorded_page, run_of
@@ -34,14 +34,8 @@ from triune.training.run import header, make_accelerator, make_task
 
 
 def parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n")
-    made = argparse.ArgumentParser(
-        description=summary,
-        epilog=f"{rest}\n{', '.join(f'--{name}' for name in sorted(FLAGS))}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="python scripts/eval.py MODEL [recipe.yaml] [--flag value ...]",
-    )
+    flags = ", ".join(f"--{name}" for name in sorted(FLAGS))
+    made = script_parser(__doc__, "eval.py MODEL [recipe.yaml] [--flag value ...]", more=f"\n{flags}")
     made.add_argument("--output_file", help="write metrics, baselines, data, model and versions there, as JSON")
     made.add_argument("--json", action="store_true", help="print the same to stdout, and nothing else")
     return made

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from triune.configuration.configuration_triune import nearest
 from triune.training import prediction
+from triune.training.arguments import parse_words, script_parser
 from triune.training.console import silence
 
 
@@ -34,14 +34,7 @@ OPTIONS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n")
-    made = argparse.ArgumentParser(
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="python scripts/predict.py MODEL [TEXT or IMAGE ...] [--file FILE] [--json] [--flag value]",
-    )
+    made = script_parser(__doc__, "predict.py MODEL [TEXT or IMAGE ...] [--file FILE] [--json] [--flag value]")
     made.add_argument("model", metavar="MODEL", help="a model folder, a run folder or a Hub id")
     made.add_argument("inputs", nargs="*", metavar="TEXT or IMAGE", help="texts; or images and folders of images")
     made.add_argument("--file", help="a file whose lines are the inputs")
@@ -53,10 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    arguments, unknown = parser().parse_known_intermixed_args(argv)
-    if unknown:
-        known = [f"--{name}" for name in (*OPTIONS, "file", "json", "batch_size", "help")]
-        raise ValueError(f"there is no flag {unknown[0]}{nearest(unknown[0].partition('=')[0], known)}")
+    arguments = parse_words(parser(), argv, (*OPTIONS, "file", "json", "batch_size"))
     if arguments.file and arguments.inputs:
         raise ValueError(f"file={arguments.file!r} and inputs on the command line: give one of them")
     return arguments

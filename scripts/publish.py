@@ -22,7 +22,7 @@ if not sys.stderr.isatty():
 
 from huggingface_hub.utils import get_token
 
-from triune.configuration.configuration_triune import nearest
+from triune.training.arguments import parse_words, script_parser
 from triune.training.console import Console, quantity, silence
 from triune.training.hub import content, golden, preview, publish, scan
 
@@ -49,14 +49,7 @@ LISTS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n")
-    made = argparse.ArgumentParser(
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="python scripts/publish.py RUN user/name [--dry_run] [--tag TAG] [--public] [--flag value]",
-    )
+    made = script_parser(__doc__, "publish.py RUN user/name [--dry_run] [--tag TAG] [--public] [--flag value]")
     made.add_argument("run", metavar="RUN", help="a run folder or a model folder")
     made.add_argument("name", metavar="user/name", nargs="?", help="the repository")
     for name, says in SWITCHES.items():
@@ -70,11 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    made = parser()
-    given, unknown = made.parse_known_intermixed_args(argv)
-    if unknown:
-        known = [f"--{name}" for name in (*SWITCHES, *VALUES, *LISTS, "timeout", "help")]
-        raise ValueError(f"there is no flag {unknown[0]}{nearest(unknown[0].partition('=')[0], known)}")
+    given = parse_words(parser(), argv, (*SWITCHES, *VALUES, *LISTS, "timeout"))
     if given.name is None and not given.preview:
         raise ValueError("where to? The repository comes after the run: publish.py RUN user/name")
     return given

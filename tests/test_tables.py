@@ -14,10 +14,10 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from triune.configuration.configuration_triune import ACTIVATIONS as ALLOWED
-from triune.modeling.embeddings import patchify
+from triune.modeling.embeddings import patchify, unpatchify
 from triune.modeling.positions import POSITIONS
 from triune.training.optimizers import OPTIMIZERS, build_optimizer
-from triune.training.reference import ACTIVATIONS, L2, RULES, evaluated, extremes, follow, steepest, unpatchify
+from triune.training.reference import ACTIVATIONS, L2, RULES, evaluated, extremes, follow, steepest
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,7 +227,7 @@ def test_unpatchify_inverts_patchify(shape, patch):
     """There and back for images that are not square, and patches against torch's unfold."""
     images = torch.randn(shape)
     patches = patchify(images, patch)
-    assert torch.equal(unpatchify(patches, patch, (shape[2] // patch, shape[3] // patch)), images)
+    assert torch.equal(unpatchify(patches, (shape[2] // patch, shape[3] // patch), patch), images)
     assert torch.equal(patches, F.unfold(images, patch, stride=patch).transpose(1, 2))
 
 

@@ -74,7 +74,7 @@ def add_adapters(model: nn.Module, settings: ModelArguments, fresh: Iterable[str
         import peft
     except ImportError as error:
         rank = settings.lora_rank
-        raise ValueError(f"lora_rank={rank} needs PEFT, which is not installed: pip install peft") from error
+        raise ValueError(f'lora_rank={rank} needs PEFT, which is not installed: pip install "triune[lora]"') from error
     tied = tied_names(model)
     heads = sorted({module_of(name, model.base_model_prefix) for name in fresh})
     maps = chosen_maps(model, settings.lora_target_modules or TARGETS, heads, tied)

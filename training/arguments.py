@@ -5,11 +5,13 @@ flat YAML file whose keys are the flags, plus `config`, a mapping of fields of `
 where it has one. An unknown key is an error that names the nearest valid one; flags are not guessed from a prefix.
 """
 
+import argparse
 import dataclasses
 import math
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,15 @@ class Arguments:
             if value != defaults[key] and key not in ABOUT_HERE
         }
 
+    def without_folders(self, text: str) -> str:
+        """A text in which the files of this run have their names alone."""
+        for value in self.as_dict().values():
+            if isinstance(value, str) and without_folders(value) != value:
+                whole = Path(value).expanduser()
+                for form in (whole.resolve(), whole, Path(value)):
+                    text = text.replace(f"{form.parent}/", "")
+        return text
+
     def command(self, world: int) -> str:
         """What was typed, without what is true on this machine only."""
         several = ["--num_processes", str(world)] if world > 1 else []
@@ -212,6 +223,34 @@ def options_of(field: str, text: str | None) -> dict[str, Any]:
         raise ValueError(f"{field}={text!r} must be a mapping of names to values, as YAML: 'name: value'")
     return content
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The other scripts
+
+
+def script_parser(doc: str, usage: str, more: str = "") -> argparse.ArgumentParser:
+    """Of a script whose docstring says what it does."""
+    summary, _, rest = doc.partition("\n")
+    return argparse.ArgumentParser(
+        description=summary,
+        epilog=rest + more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage=f"python scripts/{usage}",
+    )
+
+
+def parse_words(parser: argparse.ArgumentParser, argv: list[str], known: Iterable[str]) -> argparse.Namespace:
+    """Words and flags in any order; a flag that there is not is answered with the nearest."""
+    given, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        names = [f"--{name}" for name in (*known, "help")]
+        raise ValueError(f"there is no flag {unknown[0]}{nearest(unknown[0].partition('=')[0], names)}")
+    return given
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The flags of a run
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments)
 

@@ -24,7 +24,7 @@ from triune.training.console import before_after, clock, number, version
 from triune.training.folder import SUMMARY
 from triune.training.hub import card, content, golden
 from triune.training.loop import Loop
-from triune.training.prediction import Saved, answers
+from triune.training.prediction import WAYS, Saved, answers
 from triune.training.tasks.task import Example
 
 
@@ -160,7 +160,7 @@ def summary(loop: Loop, result: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in loop.bare.parameters()),
         "flops": page["flops"] and round(page["flops"] * done),
         "hardware": hardware(page),
-        "data": {"name": source(loop), "fingerprint": task.fingerprint, "description": task.describe()},
+        "data": {"name": source(loop), "fingerprint": task.fingerprint, "description": described(loop)},
         "versions": {"triune": version(), **page["versions"]},
         **{name: page[name] for name in ("precision", "threads", "world")},
     }
@@ -168,6 +168,10 @@ def summary(loop: Loop, result: dict[str, Any]) -> dict[str, Any]:
 
 def hardware(page: dict[str, Any]) -> str:
     return page["hardware"] if page["world"] == 1 else f"{page['world']} x {page['hardware']} ({page['launch']})"
+
+
+def described(loop: Loop) -> list[str]:
+    return [loop.arguments.without_folders(line) for line in loop.task.describe()]
 
 
 def source(loop: Loop) -> str:
@@ -189,9 +193,10 @@ def show_end(loop: Loop, result: dict[str, Any], model: Path, drawn: list[Path])
         rows["replaced"] = f"{progress.replaced:,} samples that could not be read"
     if progress.skipped:
         rows["skipped"] = f"{progress.skipped:,} steps without a finite gradient"
-    rows["model"] = f"{model}/, with its card: README.md"
+    rows["model"] = f"{model}/" + (", with its card: README.md" if (model / content.CARD).is_file() else "")
     if loop.arguments.model.lora_rank is not None:
         rows["adapter"] = f"{loop.folder / ADAPTER}/, for PEFT; the model has it merged"
     rows["figures"] = f"{loop.folder / FIGURES}/ ({len(drawn)})"
     rows["numbers"] = f"{loop.folder / 'metrics.jsonl'}, metrics.csv"
-    loop.console.end(rows, next_command=f"python scripts/predict.py {model}")
+    asks = loop.task.name in WAYS
+    loop.console.end(rows, next_command=f"python scripts/predict.py {model}" if asks else "")

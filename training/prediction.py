@@ -21,7 +21,7 @@ from transformers import AutoConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from triune.configuration import TriuneConfig
-from triune.configuration.configuration_triune import nearest
+from triune.configuration.configuration_triune import FamilyConfig, nearest
 from triune.training.collators import pad
 from triune.training.data.image_sources import SUFFIXES, reason
 from triune.training.data.images import decode
@@ -73,6 +73,8 @@ def load_config(name: str) -> TriuneConfig:
             f"{name!r} is neither a model folder nor a model that the Hub gives{nearest(name, here)}; transformers "
             f"says: {first_line(error)}"
         ) from error
+    if isinstance(config, FamilyConfig) and not isinstance(config, TriuneConfig):
+        raise ValueError(f"{name!r} is a model of several stacks ({config.model_type!r}), which is not read here yet")
     if not isinstance(config, TriuneConfig):
         raise ValueError(f"{name!r} is a model of type {config.model_type!r}, and no Triune model")
     return config

@@ -410,14 +410,3 @@ def follow(
         space |= {"g": gradient(space["w"]), "t": step}
         exec(code, space)  # the rules are ours
     return space["w"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Patches
-
-
-def unpatchify(patches: torch.Tensor, patch_size: int, grid: tuple[int, int]) -> torch.Tensor:
-    """The inverse of `patchify`: (batch, rows * columns, channels * patch * patch) -> the images, for any grid."""
-    tiles = patches.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, grid)
-    # (batch, rows, columns, channels, patch, patch) -> (batch, channels, rows, patch, columns, patch)
-    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

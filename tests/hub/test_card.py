@@ -858,7 +858,7 @@ def inside_words(text):
     """Places that somebody has to fill in; outside of what a model said, which may be anything."""
     body = ModelCard(text, ignore_metadata_errors=True).text
     told = re.sub(r"## What it does\n.*?(?=\n## )|^```python\n.*?^```$", "", body, flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"More Information Needed|TODO|\b(?:None|nan|NaN|inf)\b|/home/|/tmp/|/work/", told)
+    return re.findall(r"More Information Needed|TODO|\b(?:None|nan|NaN|inf)\b|(?<![\w:/.~-])/[a-z]+/\w", told)
 
 
 def test_runs_become_pages(tmp_path):

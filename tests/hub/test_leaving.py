@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_runs import TEXT, train
 
-from triune.training import figures, leaving, report
+from triune.training import leaving, report
 from triune.training.arguments import parse
 from triune.training.hub import content, golden
 from triune.training.prediction import answers, load
@@ -57,6 +57,13 @@ def test_the_recipe_beside_the_model_gives_the_same_run(runs):
     assert "/" not in summary(runs / "gpt")["command"].replace("scripts/train.py", "")
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt", "vit"])
+def test_no_path_of_this_machine_travels(runs, data, name):
+    """The folder of the data, which every run was given, stands in no file of the model folder, nor in the summary."""
+    files = [runs / name / "summary.json", *content.travelling(runs / name / "model").values()]
+    assert [file.name for file in files if str(data).encode() in file.read_bytes()] == []
+
+
 def test_examples_are_what_the_model_answers(runs):
     """Beginnings and images, asked again of the saved model: the same; images with the truth, saved as they are."""
     for name in ("gpt", "vit"):
@@ -98,8 +105,6 @@ def test_texts_with_a_class(data, tmp_path, monkeypatch):
 
 def test_pictures_that_the_card_shows_are_beside_it(data, tmp_path):
     """Those that the task names, with captions; every picture of the card is there."""
-    if not figures.available():
-        pytest.skip("matplotlib is not installed")
     run = train(tmp_path / "run", task="causal_lm", train_file=data / "words.txt", **TEXT)
     shown = summary(run)["pictures"]
     assert set(shown) == {"surprisal.png", "loss.png"}

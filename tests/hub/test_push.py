@@ -28,6 +28,9 @@ from triune import modeling
 from triune.configuration import preset
 from triune.configuration.configuration_card import FIRST, LAST, TAGS, complete, is_form, page, put_card
 from triune.configuration.configuration_triune import HEADS
+from triune.configuration.configuration_triune_clip import clip_preset
+from triune.configuration.configuration_triune_mae import TriuneMAEConfig, mae_preset
+from triune.configuration.configuration_triune_seq2seq import seq2seq_preset
 from triune.modeling.transformer import unchanged
 
 
@@ -84,6 +87,39 @@ def test_tasks_are_those_of_pipelines(head):
     """The pipeline of that name uses the head's auto class: against transformers' own table."""
     _, task, _ = PIPELINE_REGISTRY.check_task(HEADS[head].pipeline_tag)
     assert HEADS[head].auto_class in [auto_class.__name__ for auto_class in task["pt"]]
+
+
+SEVERAL = {
+    "TriuneCLIPModel": clip_preset("clip-mini"),
+    "TriuneForMaskedImageModeling": TriuneMAEConfig(**mae_preset("mae-mini")),
+    "TriuneForConditionalGeneration": seq2seq_preset("seq2seq-mini"),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_models_of_several_stacks_get_a_card(name, tmp_path):
+    """In the folder that a push is about to send: every stack with its sizes, parameters as counted by torch, code
+    that is Python and names an auto class that the folder knows, a pipeline only where transformers has one."""
+    model = getattr(modeling, name)(SEVERAL[name])
+    model.save_pretrained(tmp_path)
+    form().save(tmp_path / "README.md")
+    head = model.config.heads[name]
+    put_card(tmp_path, "user/a_model", model.config, head, model.num_parameters())
+    text = (tmp_path / "README.md").read_text()
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in text
+    for stack in model.config.sub_configs:
+        sizes = getattr(model.config, stack)
+        assert f"`{stack}`, {sizes.num_hidden_layers} layers of width {sizes.hidden_size}" in text
+    assert re.findall(r"None|nan|[{}]|[Mm]ore [Ii]nformation", text.split("---")[2]) == [] and check(text) == ([], [])
+    for code in code_of(text):
+        ast.parse(code)
+    assert f"from transformers import {head.auto_class}" in text
+    assert head.auto_class in json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert ("pipeline(" in text) == (head.pipeline_tag is not None)
+    if head.pipeline_tag:
+        _, task, _ = PIPELINE_REGISTRY.check_task(head.pipeline_tag)
+        assert head.auto_class in [auto_class.__name__ for auto_class in task["pt"]]
+    assert "there are no weights" in page(model.config, None, 0, "user/a_model", "main", True)
 
 
 def test_strings_cannot_break_the_card():

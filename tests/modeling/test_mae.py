@@ -16,8 +16,8 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 from triune.configuration import TriuneConfig, preset
 from triune.configuration.configuration_triune_mae import MAE_PRESETS, TriuneMAEConfig, mae_preset
 from triune.modeling import TriuneForImageClassification, TriuneForMaskedImageModeling, TriuneModel
-from triune.modeling.embeddings import patchify
-from triune.modeling.modeling_triune_mae import masked_pixel_loss, shuffled, target_pixels, unpatchify
+from triune.modeling.embeddings import patchify, unpatchify
+from triune.modeling.modeling_triune_mae import masked_pixel_loss, shuffled, target_pixels
 
 
 EPS = {"norm": {"type": "layernorm", "eps": 1e-6}}

@@ -302,13 +302,7 @@ def test_mistakes_are_named(flags, data, says):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """accelerate keeps its state for the process. The configuration is built as a composite model's has to be."""
-
-    def build_config(arguments, task):
-        own = options_of("config", arguments.model.config)
-        return task.head.config_class(**building.merged(task.config_fields(), own))
-
-    monkeypatch.setattr(building, "build_config", build_config)
+    """accelerate keeps its state for the process."""
     monkeypatch.setattr(leaving.figures, "available", lambda: False)
     yield
     for state in (AcceleratorState, GradientState, PartialState):

@@ -80,7 +80,7 @@ class Facts:
     @property
     def headline(self) -> str | None:
         """The metric that is quoted."""
-        wanted = (self.summary.get("headline"), self.summary.get("best_metric"), "accuracy", *self.metrics)
+        wanted = (self.summary.get("headline"), "accuracy", *self.metrics)
         return next((name for name in wanted if name in self.metrics), None)
 
     @property
@@ -232,7 +232,7 @@ class Field(NamedTuple):
 
 
 SUMMARY_FIELDS = {
-    **dict.fromkeys(("task", "recipe", "command", "finished", "headline", "best_metric"), Field("a text", is_text)),
+    **dict.fromkeys(("task", "recipe", "command", "finished", "headline"), Field("a text", is_text)),
     **dict.fromkeys(("reason", "unit", "hardware", "precision"), Field("a text", is_text)),
     **dict.fromkeys(("metrics", "first"), Field("a mapping of names to numbers", is_metrics)),
     **dict.fromkeys(("step", "weights_of_step", "units", "replaced", "skipped"), Field("a count", is_count)),

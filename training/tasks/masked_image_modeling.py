@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from triune.configuration.configuration_triune_mae import TriuneMAEConfig
-from triune.modeling.embeddings import patchify
-from triune.modeling.modeling_triune_mae import TriuneForMaskedImageModeling, shuffled, target_pixels, unpatchify
+from triune.modeling.embeddings import patchify, unpatchify
+from triune.modeling.modeling_triune_mae import TriuneForMaskedImageModeling, shuffled, target_pixels
 from triune.training import figures
 from triune.training.arguments import Arguments
 from triune.training.augmentation import Augment, Mix
