@@ -24,6 +24,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.utils import _http
 from safetensors.torch import load_file
 
+from triune.configuration.configuration_triune_clip import clip_preset
 from triune.modeling import TriuneForMaskedLM
 from triune.training.hub import content, golden
 from triune.training.hub.publish import Options, Refused, prepare, publish
@@ -539,10 +540,13 @@ def test_a_mistake_of_ours_does_not_tell_the_token(script, runs, monkeypatch):
 
 
 def test_folders_that_are_no_model(script, bert, tmp_path):
-    """No folder, no weights, half of the weights: each in a sentence."""
+    """No folder, no weights, a model that is not published here yet: each in a sentence."""
     assert "nothing-here" in message(script, tmp_path / "nothing-here", NAME)
     (bert / "model" / "model.safetensors").unlink()
     assert "model.safetensors" in message(script, bert, NAME)
+    clip_preset("clip-mini").save_pretrained(tmp_path / "clip")
+    told = message(script, tmp_path / "clip", NAME)
+    assert "a model of several stacks ('triune-clip'), which has no full card yet" in told
 
 
 def test_preview(script, bert):

@@ -299,7 +299,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> tuple[str, TriuneConfig]:
     """The head and its configuration."""
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("model_type") != TriuneConfig.model_type:
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if str(kind).startswith(f"{TriuneConfig.model_type}-"):
+        raise ValueError(f"{path} describes a model of several stacks ({kind!r}), which has no full card yet")
+    if kind != TriuneConfig.model_type:
         raise ValueError(f"{path} describes no Triune model: its model_type must be {TriuneConfig.model_type!r}")
     try:
         config = TriuneConfig.from_dict(content)
