@@ -23,13 +23,16 @@ endif
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo results test test-all lint format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 demo: $(STAMP)  ## Run the demonstration
 	@$(BIN)/python scripts/demo.py $(ARGS)
+
+results: $(STAMP)  ## Measure what the recipes reach; goes on where it stopped
+	@$(BIN)/python benchmarks/recipes.py $(ARGS)
 
 test: $(STAMP)  ## Run the fast tests
 	@$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -36,6 +36,12 @@ SIZES = {
     "patches": "images of {height} × {width} × {num_channels}, patches of {patch_size} × {patch_size}",
 }
 PROCESSORS = {"tokens": "tokenizer", "patches": "image_processor"}
+PURPOSES = {  # of heads that no pipeline is for
+    "AutoModel": "without a head",
+    "AutoModelForPreTraining": "for hidden words, and for whether one text follows another",
+    "AutoModelForSeq2SeqLM": "for writing a text from another",
+    "AutoModelForMaskedImageModeling": "for drawing what is hidden of an image",
+}
 TITLE = """# {title}
 
 """
@@ -84,7 +90,7 @@ CONTENT = """
 ## What is here
 
 `config.json`; the weights, `model.safetensors` or numbered parts and their index; in `*.py` all the code, which \
-needs only torch and transformers. Pipelines also need what `{processor}.push_to_hub({repository})` sends.
+needs only torch and transformers. What turns inputs into tensors comes with `{processor}.push_to_hub({repository})`.
 """
 NO_RECORD = """
 No record of training travels with `push_to_hub()`: data, results and limits are for the author to add. From the \
@@ -100,7 +106,7 @@ def page(config, head: Any, parameters: int, name: str, branch: str, alone: bool
     if head is None:
         words["auto_class"] = next(iter(config.heads.values())).auto_class
         return (TITLE + CONFIGURATION + TRUST).format(**words)
-    words |= {"tag": head.pipeline_tag, "auto_class": head.auto_class, "purpose": purpose(config, head.pipeline_tag)}
+    words |= {"tag": head.pipeline_tag, "auto_class": head.auto_class, "purpose": purpose(config, head)}
     words |= {"parameters": parameters, **said_of(config)}
     use = (PIPELINE if head.pipeline_tag else "") + MODEL + TRUST
     sentence = SEVERAL if config.sub_configs else SENTENCE
@@ -111,9 +117,10 @@ def said_of(config) -> dict[str, Any]:
     """Of one stack what it is, of several each in a few words."""
     if config.sub_configs:
         stacks = {name: getattr(config, name) for name in config.sub_configs}
+        kinds = {stack.embedding["type"] for stack in stacks.values()}
         return {
             "stacks": "; ".join(STACK.format(name=name, **size_of(stack)) for name, stack in stacks.items()),
-            "processor": "processor",
+            "processor": PROCESSORS[kinds.pop()] if len(kinds) == 1 else "processor",
         }
     return {
         **size_of(config),
@@ -135,9 +142,11 @@ def quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)
 
 
-def purpose(config, tag: str | None) -> str:
-    labels = f" (labels: {config.num_labels})" if str(tag).endswith("classification") else ""
-    return f"for {tag}{labels}" if tag else "without a head"
+def purpose(config, head: Any) -> str:
+    if head.pipeline_tag is None:
+        return PURPOSES[head.auto_class]
+    learned = head.pipeline_tag.endswith("classification") and not head.pipeline_tag.startswith("zero-shot")
+    return f"for {head.pipeline_tag}" + (f" (labels: {config.num_labels})" if learned else "")
 
 
 def sizes(config) -> str:

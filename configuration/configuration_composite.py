@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from triune.configuration.configuration_triune import FamilyConfig, TriuneConfig
+from triune.configuration.configuration_triune import AXES, FamilyConfig, TriuneConfig, nearest, with_own_type
 
 
 class CompositeConfig(FamilyConfig):
@@ -54,6 +54,32 @@ class CompositeConfig(FamilyConfig):
                 found = getattr(stack, axis)["type"]
                 if found != choice:
                     raise ValueError(f"{name} of {type(self).__name__} needs {axis} {choice!r}, and has {found!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Presets
+
+
+def changed_stack(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A preset's stack with other fields; options of an axis without a type change those of its entry."""
+    entries = {name: with_own_type(value, fields.get(name)) for name, value in own.items() if name in AXES}
+    return {**fields, **own, **entries}
+
+
+def preset_fields(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Those of a preset, to be changed at will."""
+    if name not in presets:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}{nearest(name, presets)}")
+    return copy.deepcopy(presets[name])
+
+
+def composite_preset(kind: type[CompositeConfig], presets: dict, name: str, overrides: dict[str, Any]):
+    """The configuration of a preset. An override replaces a field; for a stack, a dict changes fields of its own."""
+    fields = preset_fields(presets, name)
+    for field, value in overrides.items():
+        whole = field not in kind.sub_configs or not isinstance(value, dict)
+        fields[field] = value if whole else changed_stack(fields.get(field, {}), value)
+    return kind(**fields)
 
 
 __all__ = ["CompositeConfig", "TriuneConfig"]

@@ -94,11 +94,12 @@ def is_extent(value) -> bool:
     return len(sides) == 2 and all(is_integer(side) and side > 0 for side in sides)
 
 
-# Names in transformers' table of activations (ACT2FN), of the kinds without parameters. Listed, because that table
-# imports torch; a test builds each of them.
+# Names in transformers' table of activations (ACT2FN), and "elu". Listed, because that table imports torch; a test
+# builds each of them. "prelu" alone has a parameter: its slope below 0, one for each layer.
 ACTIVATIONS = (
-    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "laplace"),
-    *("leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh"),
+    *("elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh"),
+    *("laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu"),
+    *("swish", "tanh"),
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,7 +112,11 @@ ATTENTION = {
     "scale": optional(positive(1.0)),  # of the scores; None: head_dim ** -0.5
 }
 FEED_FORWARD = {"bias": flag(True), "dropout": probability(0.0)}  # dropout between the two projections
-STOCHASTIC_DEPTH = {"stochastic_depth": probability(0.0)}  # of the last layer; grows linearly from 0 at the first
+RESIDUAL = {
+    "stochastic_depth": probability(0.0),  # of the last layer; grows linearly from 0 at the first
+    "zero_init": flag(False),  # o_proj and down_proj start at zero: a fresh layer adds nothing
+}
+SOFTCAP = {"softcap": optional(positive(30.0))}  # logits stay within it: softcap * tanh(logits / softcap) (Gemma 2)
 
 AXES: dict[str, dict[str, dict[str, Option]]] = {
     "embedding": {
@@ -153,16 +158,18 @@ AXES: dict[str, dict[str, dict[str, Option]]] = {
     },
     "attention": {"bidirectional": ATTENTION, "causal": ATTENTION},
     "feed_forward": {"plain": FEED_FORWARD, "gated": FEED_FORWARD},
-    "residual": {"plain": STOCHASTIC_DEPTH, "layer_scale": {"init": positive(1e-5), **STOCHASTIC_DEPTH}},
+    "residual": {"plain": RESIDUAL, "layer_scale": {"init": positive(1e-5), **RESIDUAL}},
     "pooling": {
         "cls": {"dense": flag(False)},  # dense: BERT's pooler, a projection and tanh
         "mean": {"dense": flag(False)},  # over the tokens that are not padding, or over the patches
         "last": {"dense": flag(False)},  # the last token that is not padding
         "registers": {"dense": flag(False)},  # the mean of the register tokens
+        "patches": {},  # all of them side by side, for images of the model's own size
     },
     "lm_head": {
-        "plain": {"bias": flag(False)},
-        "transform": {"bias": flag(True), "dense_bias": flag(True)},  # BERT's: projection, activation, norm, decoder
+        "plain": {"bias": flag(False), **SOFTCAP},
+        # BERT's: projection, activation, norm, decoder
+        "transform": {"bias": flag(True), "dense_bias": flag(True), **SOFTCAP},
     },
     "classifier": {
         "linear": {"bias": flag(True)},
@@ -376,10 +383,10 @@ class TriuneConfig(FamilyConfig):
         final_norm: A norm after the last layer. Default: with `"pre"`, not with `"post"`.
         attention: `"bidirectional"` or `"causal"`.
         feed_forward: `"plain"` or `"gated"`.
-        residual: `"plain"` or `"layer_scale"`; both take `stochastic_depth`.
+        residual: `"plain"` or `"layer_scale"`; both take `stochastic_depth` and `zero_init`.
         pooling: The vector that stands for the whole input. Default: `"last"` for causal attention, `"mean"` for
             patches without a CLS token, else `"cls"`.
-        lm_head: `"plain"` or `"transform"`.
+        lm_head: `"plain"` or `"transform"`; both take `softcap`.
         classifier: `"linear"` or `"mlp"`.
         layer_types: `"full_attention"` or `"sliding_attention"` for each layer. Default: sliding where
             `sliding_window` is given, else full.
@@ -514,6 +521,12 @@ class TriuneConfig(FamilyConfig):
         return self.embedding.get("cls_token", 0) + self.embedding.get("num_register_tokens", 0)
 
     @property
+    def pooled_size(self) -> int:
+        """Numbers in the vector that stands for the whole input."""
+        rows, columns = self.grid if self.pooling["type"] == "patches" else (1, 1)
+        return rows * columns * self.hidden_size
+
+    @property
     def adds_to_scores(self) -> bool:
         """Whether positions are an addend to the attention scores, which not every kernel takes."""
         return self.position["type"] == "relative"
@@ -533,6 +546,8 @@ class TriuneConfig(FamilyConfig):
             plan["layers.*.self_attn.o_proj"] = "rowwise"
         if plan and self.attention["qk_norm"]:
             plan |= {f"layers.*.self_attn.{name}": "replicated_with_grad_allreduce" for name in ("q_norm", "k_norm")}
+        if self.hidden_act == "prelu":
+            plan["layers.*.mlp.act_fn"] = "replicated_with_grad_allreduce"
         if self.feed_forward["type"] == "gated":
             plan["layers.*.mlp.gate_proj"] = "colwise"
         return plan | {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
@@ -632,11 +647,12 @@ class TriuneConfig(FamilyConfig):
                 patches and self.embedding["num_register_tokens"] > 0,
                 "embedding 'patches' with num_register_tokens above 0",
             ),
+            "patches": (patches, "embedding 'patches'"),
         }
         met, what = needs.get(kind, (True, ""))
         if not met:
             raise ValueError(f"pooling {kind!r} needs {what}")
-        if kind in needs and self.attention["type"] == "causal":
+        if kind in ("cls", "registers") and self.attention["type"] == "causal":
             raise ValueError(
                 f"pooling {kind!r} reads the first tokens, which see nothing after them in causal attention: "
                 "use 'last' or 'mean'"

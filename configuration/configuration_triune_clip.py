@@ -8,25 +8,21 @@ What joins them: how a tower's states become one vector (the stack's own `poolin
 learned query), a linear map for each tower, a factor on the similarities and, for the sigmoid loss, an addend.
 """
 
-import copy
 import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from triune.configuration.configuration_composite import CompositeConfig
+from triune.configuration.configuration_composite import CompositeConfig, composite_preset
 from triune.configuration.configuration_triune import (
-    AXES,
     Head,
     Option,
     TriuneConfig,
     checked,
     integer,
     is_number,
-    nearest,
     one_of,
     positive,
-    with_own_type,
 )
 
 
@@ -108,6 +104,10 @@ class TriuneCLIPConfig(CompositeConfig):
 
     def check(self) -> None:
         super().check()
+        if self.vision.pooling["type"] == "patches":
+            raise ValueError(
+                "vision pooling 'patches' is not allowed: an image has one vector here, as wide as its stack"
+            )
         text, vision = self.widths["text"], self.widths["vision"]
         if text != vision:
             raise ValueError(
@@ -157,19 +157,7 @@ CLIP_PRESETS: dict[str, dict[str, Any]] = {
 def clip_preset(name: str, **overrides) -> TriuneCLIPConfig:
     """The configuration of a preset. An override replaces a field; for a stack, a dict changes fields of the preset's
     own: `clip_preset("clip-mini", vision={"embedding": {"image_size": 64}}, loss="sigmoid")`."""
-    if name not in CLIP_PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(CLIP_PRESETS)}{nearest(name, CLIP_PRESETS)}")
-    fields = copy.deepcopy(CLIP_PRESETS[name])
-    for field, value in overrides.items():
-        whole = field not in TriuneCLIPConfig.sub_configs or not isinstance(value, dict)
-        fields[field] = value if whole else changed_stack(fields[field], value)
-    return TriuneCLIPConfig(**fields)
-
-
-def changed_stack(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A preset's stack with other fields; options of an axis without a type change those of its entry."""
-    entries = {name: with_own_type(value, fields.get(name)) for name, value in own.items() if name in AXES}
-    return {**fields, **own, **entries}
+    return composite_preset(TriuneCLIPConfig, CLIP_PRESETS, name, overrides)
 
 
 __all__ = ["TriuneCLIPConfig", "clip_preset"]

@@ -2,7 +2,7 @@
 
     TriuneMAEConfig(encoder={"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8})
     TriuneMAEConfig(encoder=preset("vit-b16"), mask_ratio=0.6, norm_pix_loss=True)
-    TriuneMAEConfig(**mae_preset("mae-base"))
+    mae_preset("mae-base")
 
 The decoder reads the picture that the encoder's answers make: one pixel for each patch, with as many channels as the
 encoder is wide. So its `embedding` follows from the encoder and is not given.
@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from triune.configuration.configuration_composite import CompositeConfig
-from triune.configuration.configuration_triune import Head, TriuneConfig, is_number, nearest
+from triune.configuration.configuration_composite import CompositeConfig, composite_preset
+from triune.configuration.configuration_triune import Head, TriuneConfig, is_number
 
 
 WAVES = {"type": "sinusoidal", "dimensions": 2, "layout": "concatenated"}  # the authors' table
@@ -137,7 +137,7 @@ class TriuneMAEConfig(CompositeConfig):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Presets: fields of TriuneMAEConfig
+# Presets
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 HUGE = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "embedding": {"patch_size": 14}}
@@ -147,24 +147,29 @@ MAE_PRESETS: dict[str, dict[str, Any]] = {
     "mae-base": {"encoder": EPS, "decoder": EPS},
     "mae-large": {"encoder": {**LARGE, **EPS}, "decoder": EPS},
     "mae-huge": {"encoder": {**HUGE, **EPS}, "decoder": EPS},
+    # a small one, to train
     "mae-mini": {
         "encoder": {
-            "hidden_size": 256,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 8,
-            "embedding": {"cls_token": False},
+            **{"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
+            "embedding": {"type": "patches", "image_size": 32, "patch_size": 4, "cls_token": False},
+        },
+        "decoder": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    },
+    # the older system, as its author sized it
+    "scratch-mae": {
+        "encoder": {
+            **{"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8},
+            "embedding": {"type": "patches", "cls_token": False},
         },
         "decoder": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8},
     },
 }
 
 
-def mae_preset(name: str, **fields) -> dict[str, Any]:
-    """The fields of a preset, the given ones in their place: `encoder` and `decoder` field by field."""
-    if name not in MAE_PRESETS:
-        raise ValueError(f"there is no preset {name!r}{nearest(name, MAE_PRESETS)}; presets: {', '.join(MAE_PRESETS)}")
-    stacks = {stack: {**own, **fields.pop(stack, {})} for stack, own in MAE_PRESETS[name].items()}
-    return {**stacks, **fields}
+def mae_preset(name: str, **overrides) -> TriuneMAEConfig:
+    """The configuration of a preset. An override replaces a field; for a stack, a dict changes fields of the preset's
+    own: `mae_preset("mae-mini", encoder={"embedding": {"image_size": 64}}, mask_ratio=0.5)`."""
+    return composite_preset(TriuneMAEConfig, MAE_PRESETS, name, overrides)
 
 
-__all__ = ["TriuneMAEConfig"]
+__all__ = ["TriuneMAEConfig", "mae_preset"]

@@ -8,13 +8,12 @@ What joins them: whether they share one vocabulary, whether the head is the deco
 which a target begins and ends.
 """
 
-import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from triune.configuration.configuration_composite import CompositeConfig
-from triune.configuration.configuration_triune import AXES, Head, TriuneConfig, nearest, with_own_type
+from triune.configuration.configuration_composite import CompositeConfig, changed_stack, preset_fields
+from triune.configuration.configuration_triune import Head, TriuneConfig
 
 
 @strict
@@ -193,22 +192,14 @@ SEQ2SEQ_PRESETS: dict[str, dict[str, Any]] = {
 def seq2seq_preset(name: str, **overrides) -> TriuneSeq2SeqConfig:
     """The configuration of a preset. An override replaces a field; `encoder` and `decoder` change fields of the
     preset's own stack, and `stacks` those of both: `seq2seq_preset("t5-small", stacks={"num_hidden_layers": 2})`."""
-    if name not in SEQ2SEQ_PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(SEQ2SEQ_PRESETS)}{nearest(name, SEQ2SEQ_PRESETS)}")
-    fields = copy.deepcopy(SEQ2SEQ_PRESETS[name])
+    fields = preset_fields(SEQ2SEQ_PRESETS, name)
     common, common_override = fields.pop("stacks"), overrides.pop("stacks", {})
     for stack, choices in TriuneSeq2SeqConfig.fixed.items():
         parts = (common, fields.pop(stack, {}), common_override, overrides.pop(stack, {}))
         fields[stack] = dict(choices)
         for part in parts:
-            fields[stack] = changed(fields[stack], part)
+            fields[stack] = changed_stack(fields[stack], part)
     return TriuneSeq2SeqConfig(**{**fields, **overrides})
-
-
-def changed(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A stack with other fields; options of an axis without a type change those of its entry."""
-    entries = {name: with_own_type(value, fields.get(name)) for name, value in own.items() if name in AXES}
-    return {**fields, **own, **entries}
 
 
 __all__ = ["TriuneSeq2SeqConfig", "seq2seq_preset"]

@@ -3,10 +3,10 @@
 A preset is what differs from `TriuneConfig`'s defaults. `preset(name, **overrides)` makes the configuration.
 """
 
-import copy
 from typing import Any
 
-from triune.configuration.configuration_triune import AXES, TriuneConfig, nearest, with_own_type
+from triune.configuration.configuration_composite import preset_fields
+from triune.configuration.configuration_triune import AXES, TriuneConfig, with_own_type
 
 
 # The widths that the small models share: with them the layers of BERT, GPT and ViT hold the same 3,159,040 numbers.
@@ -42,6 +42,17 @@ LLAMA = {
     "hidden_act": "silu",
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+# What came after Llama, together: squared ReLU, normalised queries and keys and branches that start at zero, as in
+# nanochat; a bound on the logits, as in Gemma 2.
+MODERN = {
+    **LLAMA,
+    "norm": "rmsnorm",
+    "attention": {**LLAMA["attention"], "qk_norm": True},
+    "feed_forward": {"type": "plain", "bias": False},
+    "hidden_act": "relu2",
+    "residual": {"type": "plain", "zero_init": True},
+    "lm_head": {"type": "plain", "softcap": 30.0},
 }
 MODERNBERT = {
     "embedding": {"type": "tokens", "norm": "first"},
@@ -113,6 +124,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         **MINI,
         **{"num_key_value_heads": 2, "intermediate_size": 688, "vocab_size": 32000, "max_position_embeddings": 1024},
     },
+    "modern-mini": {
+        **MODERN,
+        **MINI,
+        **{"num_key_value_heads": 2, "vocab_size": 32000, "max_position_embeddings": 1024},
+    },
     "modernbert-mini": {
         **MODERNBERT,
         **MINI,
@@ -146,6 +162,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "era-vit-sinusoidal": {**ERA_VIT, "num_attention_heads": 6, "position": "sinusoidal", "final_norm": False},
     "scratch-vit-pico": {**SCRATCH_VIT, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},
     "scratch-vit-base": SCRATCH_VIT,
+    "scratch-bert-nsp": {
+        **BERT,
+        **{"vocab_size": 30000, "max_position_embeddings": 500, "lm_head": "plain", "final_norm": True},
+        "attention": {"type": "bidirectional", **NO_BIAS},
+    },
     "scratch-mlm": {**SCRATCH_MLM, "hidden_size": 512, "vocab_size": 5000},
     "scratch-mlm-rms": {**SCRATCH_MLM, "hidden_size": 256, "vocab_size": 8192, "norm": "rmsnorm"},
 }
@@ -157,9 +178,7 @@ def preset(name: str, **overrides) -> TriuneConfig:
     An override replaces a field. For an axis, a dict without `type` changes options of the preset's own choice:
     `preset("vit-mini", embedding={"image_size": 64}, num_labels=10)`. A pattern of layers follows their number.
     """
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    fields = copy.deepcopy(PRESETS[name])
+    fields = preset_fields(PRESETS, name)
     defaults = TriuneConfig.__dataclass_fields__
     for field, value in overrides.items():
         own = fields.get(field, defaults[field].default) if field in AXES else None

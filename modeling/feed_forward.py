@@ -3,7 +3,8 @@ quantisers and servers look for: `up_proj` widens, `down_proj` returns, `gate_pr
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
+
+from .parts import build_activation
 
 
 class FeedForward(nn.Module):
@@ -13,7 +14,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
-        self.act_fn = ACT2FN[activation]
+        self.act_fn = build_activation(activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

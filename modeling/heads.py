@@ -1,12 +1,14 @@
-"""The head axis: pooling, the transform in front of a decoder, and classifiers."""
+"""The head axis: pooling, what stands in front of a decoder and behind it, and classifiers."""
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
+
+from .parts import build_activation
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pooling: hidden states (batch, length, hidden) and the mask of real tokens (batch, length) -> (batch, hidden)
+# Pooling: hidden states (batch, length, hidden) and the mask of real tokens (batch, length) -> (batch, hidden); of
+# "patches" (batch, patches * hidden)
 
 
 def first_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
@@ -31,13 +33,21 @@ def register_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls
     return x[:, num_cls:num_prefix].mean(1)
 
 
-POOLINGS = {"cls": first_token, "mean": mean_token, "last": last_token, "registers": register_token}
+def all_patches(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+    """Side by side, each in its place, as a linear map on pixels sees them."""
+    return x[:, num_prefix:].flatten(1)
+
+
+POOLINGS = {
+    **{"cls": first_token, "mean": mean_token, "last": last_token},
+    **{"registers": register_token, "patches": all_patches},
+}
 
 
 class Pooler(nn.Module):
     """One vector for the whole input; `dense` is BERT's projection and tanh after it."""
 
-    def __init__(self, hidden_size: int, kind: str, dense: bool, num_prefix: int, num_cls: int):
+    def __init__(self, hidden_size: int, kind: str, num_prefix: int, num_cls: int, dense: bool = False):
         super().__init__()
         self.pool = POOLINGS[kind]
         self.num_prefix, self.num_cls = num_prefix, num_cls
@@ -80,7 +90,7 @@ class PredictionTransform(nn.Module):
     def __init__(self, hidden_size: int, activation: str, norm: nn.Module, dense_bias: bool):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size, bias=dense_bias)
-        self.act_fn = ACT2FN[activation]
+        self.act_fn = build_activation(activation)
         self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -88,6 +98,23 @@ class PredictionTransform(nn.Module):
 
 
 TRANSFORMS: dict[str, type[nn.Module]] = {"plain": nn.Identity, "transform": PredictionTransform}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Behind the decoder
+
+
+class Softcap(nn.Module):
+    """Logits between -cap and cap, nearly unchanged around 0. https://arxiv.org/abs/2408.00118"""
+
+    def __init__(self, cap: float):
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.cap * torch.tanh(logits / self.cap)
+
+    def extra_repr(self) -> str:
+        return f"cap={self.cap:g}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -109,7 +136,7 @@ class MLPClassifier(nn.Module):
     ):
         super().__init__()
         self.dense = nn.Linear(size, hidden_size or size, bias=bias)
-        self.act_fn = ACT2FN[activation]
+        self.act_fn = build_activation(activation)
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(hidden_size or size, num_labels, bias=bias)
 

@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from triune.configuration.configuration_triune import TriuneConfig
 
-from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, keep_positions
+from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, Softcap, keep_positions
 from .losses import IGNORED, classification_loss, cross_entropy, next_token_loss, token_loss
 from .norms import NORMS
 from .parts import build
@@ -36,7 +36,8 @@ try:  # LoRA without naming its targets: PEFT keeps a table of them by model typ
 except ImportError:
     pass
 else:
-    LORA_TARGETS.setdefault("triune", ["q_proj", "v_proj"])
+    for model_type in ("triune", "triune-seq2seq", "triune-mae", "triune-clip"):
+        LORA_TARGETS.setdefault(model_type, ["q_proj", "v_proj"])
 
 
 class TriuneModel(Transformer):
@@ -99,22 +100,23 @@ class TriuneModel(Transformer):
 
 
 def build_pooler(config: TriuneConfig) -> Pooler:
-    options = config.pooling
+    options = dict(config.pooling)
     has_cls = int(config.embedding.get("cls_token", False))
-    return Pooler(config.hidden_size, options["type"], options["dense"], config.num_prefix_tokens, num_cls=has_cls)
+    return Pooler(config.hidden_size, options.pop("type"), config.num_prefix_tokens, has_cls, **options)
 
 
-def build_lm_head(config: TriuneConfig) -> tuple[nn.Linear, nn.Module]:
-    """The decoder, and the transform in front of it."""
+def build_lm_head(config: TriuneConfig) -> tuple[nn.Linear, nn.Module, nn.Module]:
+    """The decoder, the transform in front of it, and what holds its logits within bounds: a part of its own, because
+    resizing and quantisation put another linear map in the decoder's place."""
     entry, size = dict(config.lm_head), config.hidden_size
-    decoder = nn.Linear(size, config.vocab_size, bias=entry.pop("bias"))
-    norm = build(NORMS, config.norm, size)
-    return decoder, build(TRANSFORMS, entry, size, config.hidden_act, norm)
+    decoder, cap = nn.Linear(size, config.vocab_size, bias=entry.pop("bias")), entry.pop("softcap")
+    transform = build(TRANSFORMS, entry, size, config.hidden_act, build(NORMS, config.norm, size))
+    return decoder, transform, nn.Identity() if cap is None else Softcap(cap)
 
 
 def build_classifier(config: TriuneConfig) -> nn.Module:
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-    sizes = (config.hidden_size, config.num_labels)
+    sizes = (config.pooled_size, config.num_labels)
     return build(CLASSIFIERS, config.classifier, *sizes, activation=config.hidden_act, dropout=dropout)
 
 
@@ -133,7 +135,10 @@ class TriuneLanguageModel(TriunePreTrainedModel):
     def __init__(self, config: TriuneConfig, add_pooling_layer: bool = False):
         super().__init__(config)
         self.model = TriuneModel(config, add_pooling_layer)
-        self.lm_head, self.transform = build_lm_head(config)
+        self.lm_head, self.transform, self.softcap = build_lm_head(config)
+
+    def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.softcap(self.lm_head(self.transform(hidden_states)))
 
 
 class TriuneForMaskedLM(TriuneLanguageModel):
@@ -163,7 +168,7 @@ class TriuneForMaskedLM(TriuneLanguageModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        logits = self.logits_of(outputs.last_hidden_state)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -225,7 +230,7 @@ class TriuneForPreTraining(TriuneLanguageModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        logits = self.logits_of(outputs.last_hidden_state)
         verdicts = self.seq_relationship(outputs.pooler_output)
         losses = []
         if labels is not None:
@@ -297,8 +302,7 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(self.transform(hidden_states))
+        logits = self.logits_of(keep_positions(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -205,7 +205,7 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
     def __init__(self, config: TriuneSeq2SeqConfig):
         super().__init__(config)
         self.model = TriuneSeq2SeqModel(config)
-        self.lm_head, self.transform = build_lm_head(config.decoder)
+        self.lm_head, self.transform, self.softcap = build_lm_head(config.decoder)
         self.scale = config.decoder.hidden_size**-0.5 if config.scale_decoder_outputs else 1.0
         if config.tie_word_embeddings:
             table = "encoder" if config.share_embeddings else "decoder"
@@ -257,7 +257,7 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
             **kwargs,
         )
         hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(self.transform(hidden_states) * self.scale)
+        logits = self.softcap(self.lm_head(self.transform(hidden_states) * self.scale))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.decoder.vocab_size, **kwargs)

@@ -257,7 +257,7 @@ class TransformerLayer(GradientCheckpointingLayer):
     def __init__(self, config: TriuneConfig, layer_idx: int, rotate, source_size: int | None = None):
         super().__init__()
         size, dropout = config.hidden_size, config.hidden_dropout_prob
-        residual = dict(config.residual)
+        residual = {name: value for name, value in config.residual.items() if name != "zero_init"}  # `_init_weights`'
         drop_path = residual.pop("stochastic_depth") * layer_idx / max(config.num_hidden_layers - 1, 1)
         in_front = config.embedding["norm"] == "first" and layer_idx == 0  # its attention norm stands in `embeddings`
         self.add = PLACEMENTS[config.norm_placement]
@@ -272,7 +272,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.mlp = build(FEED_FORWARDS, config.feed_forward, size, config.intermediate_size, config.hidden_act)
         self.mlp_residual = build(RESIDUALS, residual, size, dropout, drop_path)
         for projection in (self.self_attn.o_proj, self.mlp.down_proj):
-            projection.ends_branch = True  # it writes into the residual stream: `_init_weights` starts it smaller
+            projection.ends_branch = True  # into the residual stream: `_init_weights` starts it smaller or at zero
 
     def forward(
         self,
@@ -331,23 +331,30 @@ class TriunePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        | parameter                                  | start                                          |
-        |--------------------------------------------|------------------------------------------------|
-        | weights of linear maps and embeddings      | N(0, initializer_range)                        |
+        | parameter                                  | start                                           |
+        |--------------------------------------------|-------------------------------------------------|
+        | weights of linear maps and embeddings      | N(0, initializer_range)                         |
         | of o_proj and down_proj in pre-norm stacks | N(0, initializer_range / sqrt(2 * layers)): the |
-        |                                            | residual stream keeps its size (GPT-2)         |
-        | CLS and register tokens                    | N(0, initializer_range)                        |
-        | biases; norms; layer scale                 | 0; weight 1, bias 0; residual["init"]          |
+        |                                            | residual stream keeps its size (GPT-2)          |
+        | the same with residual["zero_init"]        | 0: a fresh layer adds nothing (nanochat)        |
+        | CLS and register tokens                    | N(0, initializer_range)                         |
+        | biases; norms; layer scale                 | 0; weight 1, bias 0; residual["init"]           |
+        | the slope of PReLU                         | 1/4                                             |
         """
         super()._init_weights(module)
         std = self.config.initializer_range
-        if getattr(module, "ends_branch", False) and self.config.norm_placement == "pre":
+        ends_branch = getattr(module, "ends_branch", False)
+        if ends_branch and self.config.residual["zero_init"]:
+            init.zeros_(module.weight)
+        elif ends_branch and self.config.norm_placement == "pre":
             init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
         elif isinstance(module, PatchInput):
             for tokens in module.parameters(recurse=False):
                 init.normal_(tokens, std=std)
         elif isinstance(module, ScaledResidual):
             init.constant_(module.scale, module.init)
+        elif isinstance(module, nn.PReLU):
+            init.constant_(module.weight, 0.25)
 
     @functools.wraps(PreTrainedModel.save_pretrained)
     def save_pretrained(self, save_directory, *args, **kwargs):

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from triune.training.console import number, shown
-from triune.training.hub import card, facts
+from triune.training.hub import card, facts, metadata
 from triune.training.hub.markdown import Markdown, environment, inline, picture, table
 from triune.training.report import replace as write
 
@@ -29,7 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CARDS = ROOT / "hub_cards"
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
 OWNER = "USER"
-ORDER = ("TriuneForMaskedLM", "TriuneForCausalLM", "TriuneForImageClassification")  # the others behind them
+# The three first, then those that are made of two stacks; the others behind them.
+ORDER = (
+    *("TriuneForMaskedLM", "TriuneForCausalLM", "TriuneForImageClassification", "TriuneForPreTraining"),
+    *("TriuneForConditionalGeneration", "TriuneForMaskedImageModeling", "TriuneCLIPModel"),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,13 +104,13 @@ COLUMNS = ("model", "task", "parameters", "data", "on held-out data", "beside", 
 def row(name: str, model: facts.Facts) -> list[Any]:
     label, text, lower = shown(model.headline)
     reached = f"{label} {text(model.metrics[model.headline])}"
-    if model.seeds:
+    if model.seeds and model.headline in model.seeds.metrics:
         reached += f"; {card.over(model)}: {card.plus_minus(text, model.seeds.metrics[model.headline])}"
     others = card.baselines(model, model.headline)
     best = (min if lower else max)(others, key=others.get, default=None)
     return [
         Markdown(f"[triune-{name}]({name}/README.md)"),
-        model.pipeline_tag,
+        model.pipeline_tag or metadata.TASKS[model.task_type].lower(),
         number(model.parameters),
         model.data,
         reached,

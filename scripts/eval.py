@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from accelerate import PartialState
 
-from triune.configuration import TriuneConfig
+from triune.configuration.configuration_triune import FamilyConfig
 from triune.training.arguments import Arguments, script_parser
 from triune.training.console import Console, before_after, silence
 from triune.training.environment import choose_threads, set_kernels, versions
@@ -60,7 +60,7 @@ def target(path: str | None) -> Path | None:
     return Path(path)
 
 
-def evaluate(model: str, arguments: Arguments, config: TriuneConfig, quiet: bool) -> dict[str, Any]:
+def evaluate(model: str, arguments: Arguments, config: FamilyConfig, quiet: bool) -> dict[str, Any]:
     """Build what a run builds, ask the model once, and show it. Gives what is written down."""
     settings, run = arguments.training, run_of(model)
     page = recorded_page(run)

@@ -1,12 +1,18 @@
-"""Ask a model of the family: fill in hidden words, continue a text, say the class of a text or of an image.
+"""Ask a model of the family: fill in hidden words, continue a text, write one from another, say what an image shows.
 
     python scripts/predict.py runs/bert/model "The with statement is used to [MASK] a block."
+    python scripts/predict.py runs/nsp/model --file pairs.tsv
     python scripts/predict.py runs/gpt/model "The with statement" --max_new_tokens 50
+    python scripts/predict.py runs/names/model "Return the absolute value of the argument." --num_beams 4
+    python scripts/predict.py runs/t5/model "The <extra_id_0> statement opens <extra_id_1>."
     python scripts/predict.py runs/vit/model image.png folder/ --json
+    python scripts/predict.py runs/clip/model image.png --labels "red square, blue circle"
+    python scripts/predict.py runs/mae/model image.png --output_dir drawings
     python scripts/predict.py user/model --file lines.txt
 
 What is asked follows from the model, a folder or a Hub id. Inputs are the arguments, the lines of `--file`, or those
 of stdin. A continuation is drawn at random, the same for the same --seed; --temperature 0 takes the likeliest token.
+Of two texts with a TAB between them a model of pairs says whether the second follows.
 """
 
 import argparse
@@ -24,12 +30,17 @@ from triune.training.arguments import parse_words, script_parser
 from triune.training.console import silence
 
 
+TEMPERATURE = "below 1 likelier tokens are drawn more often (continue: 0.8, write: 0); 0: always the likeliest"
 OPTIONS = {
-    "top_k": (int, "answers shown of each mask (5) or class (3); continue: draw from so many tokens (200)"),
-    "max_new_tokens": (int, "continue: at most so many tokens (100)"),
-    "temperature": (float, "continue: below 1 likelier tokens are drawn more often (0.8); 0: always the likeliest"),
-    "top_p": (float, "continue: draw from the likeliest tokens that together have this probability (1)"),
-    "seed": (int, "continue: what is drawn follows from it (0)"),
+    "top_k": {"type": int, "help": "answers shown of each mask (5), else (3); or draw from so many tokens (200)"},
+    "max_new_tokens": {"type": int, "help": "continue, write: at most so many tokens (100)"},
+    "temperature": {"type": float, "help": TEMPERATURE},
+    "top_p": {"type": float, "help": "draw from the likeliest tokens that together have this probability (1)"},
+    "seed": {"type": int, "help": "what is drawn, and what is hidden of an image, follows from it (0)"},
+    "num_beams": {"type": int, "help": "write: look for the likeliest text with so many beams (1)"},
+    "labels": {"action": "append", "help": "what an image may show, with commas between; may be repeated"},
+    "template": {"action": "append", "help": "the sentence around a label (a picture of {}); may be repeated"},
+    "output_dir": {"help": "of a model that draws what is hidden: a PNG of each image goes there"},
 }
 
 
@@ -40,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--file", help="a file whose lines are the inputs")
     made.add_argument("--json", action="store_true", help="an object of JSON a line")
     made.add_argument("--batch_size", type=int, default=32, help="inputs of one forward pass (32)")
-    for name, (kind, says) in OPTIONS.items():
-        made.add_argument(f"--{name}", type=kind, help=says)
+    for name, how in OPTIONS.items():
+        made.add_argument(f"--{name}", **how)
     return made
 
 
@@ -58,9 +69,14 @@ def inputs_of(arguments: argparse.Namespace, task: str) -> Iterable[str]:
         found = iter(arguments.inputs)
     else:
         found = prediction.lines_of(arguments.file) if arguments.file else prediction.not_blank(sys.stdin)
-    if task == "image_classification":
+    if prediction.WAYS[task].reads == "images":
         return prediction.image_paths(found)
     return prediction.plain_texts(found) if arguments.inputs else found
+
+
+def separate(values: Iterable[str]) -> Iterable[str]:
+    """Each may be several with commas between them."""
+    return (part.strip() for value in values for part in value.split(",") if part.strip())
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -71,6 +87,8 @@ def predict(arguments: argparse.Namespace) -> int:
         print(f"for example: python scripts/predict.py {arguments.model} {prediction.example(saved)}")
         return 2
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    if "labels" in given:
+        given["labels"] = list(separate(given["labels"]))
     inputs = iter(inputs_of(arguments, saved.task))
     first = next(inputs, None)
     if first is None:

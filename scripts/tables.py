@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from triune.configuration import TriuneConfig
-from triune.configuration.configuration_triune import ACTIVATIONS as ALLOWED
 from triune.modeling import TriuneForImageClassification, TriuneModel
 from triune.modeling.embeddings import patchify, unpatchify
 from triune.modeling.positions import POSITIONS, relative_buckets, sinusoids, sinusoids_2d
@@ -186,11 +185,6 @@ MADE = "<!-- made by scripts/tables.py: change it there -->"
 # Activations
 
 
-def with_names(activation: Activation) -> str:
-    usable = [name for name in activation.names if name in ALLOWED]
-    return code(*usable) if usable else "not yet"
-
-
 def value_range(activation: Activation) -> str:
     low, high = extremes(activation)
     return f"{activation.ends[0]}{shown(low.value)}, {shown(high.value)}{activation.ends[1]}"
@@ -221,7 +215,7 @@ def activations_page() -> str:
         *(
             (
                 activation.title,
-                with_names(activation),
+                code(*activation.names),
                 value_range(activation) + lowest_at(extremes(activation)[0]),
                 shown(steepest(activation), 4),
                 ", ".join(at(activation, activation.value, -2, -1, 1, 2)),

@@ -24,14 +24,14 @@ from triune.training.tasks import TASKS
 
 
 def recipes(folder: Path = Path("recipes")) -> list[tuple[str, str, str, str]]:
-    """Of every recipe: its path, what its first line says, its task and its preset."""
+    """Of every recipe, in its sub-folders too: its path, what its first line says, its task and its preset."""
     found = []
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(folder.rglob("*.yaml"), key=lambda file: (len(file.parts), file)):
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text) or {}
-        found.append(
-            (str(file), text.splitlines()[0].lstrip("# "), content.get("task", ""), content.get("preset", ""))
-        )
+        if "task" in content:  # what accelerate is told has none
+            says = text.splitlines()[0].lstrip("# ")
+            found.append((str(file), says, content["task"], content.get("preset", "")))
     return found
 
 

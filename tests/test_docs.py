@@ -14,26 +14,45 @@ from triune.configuration.configuration_triune import AXES, HEADS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = "configuration|modeling|training|recipes|benchmarks|scripts|tests|docs|hub_cards"
+FOLDERS = "configuration|modeling|training|recipes|benchmarks|scripts|tests|docs|hub_cards|notebooks"
 README = DOCUMENTS[0].read_text(encoding="utf-8")
+CHECKLIST = (ROOT / "docs" / "checklist.md").read_text(encoding="utf-8")
+
+
+def functions_of(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def all_tests():
-    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "tests").rglob("test_*.py"))
-    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return set().union(*(functions_of(file) for file in (ROOT / "tests").rglob("test_*.py")))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_named_files_and_tests_exist(document):
     """Every path in backquotes or links, and every test by name."""
     text = document.read_text(encoding="utf-8")
-    tests = all_tests()
+    known = all_tests() | {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
     for name in re.findall(r"\btest_\w+(?!\w*\.py)\b", text):
-        assert name in tests or (ROOT / "tests" / f"{name}.py").exists() or list(ROOT.rglob(f"{name}.py")), name
+        assert name in known, name
     for path in re.findall(rf"`((?:{FOLDERS})/[\w./]*)`", text):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\(([\w./]+)\)", text):
-        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (document.parent / path).exists(), path
+
+
+def test_every_item_of_the_checklist_has_its_proof():
+    """The rows count to 65; every test stands in the file that its link leads to; a row without one says why."""
+    rows = re.findall(r"^\| (\d+) \|(.*)\|$", CHECKLIST, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 66))
+    named = re.findall(r"\[`(\w+)::(test_\w+)`\]\(([\w./-]+)\)", CHECKLIST)
+    assert len(named) == CHECKLIST.count("::test_") > 100
+    tests = {path: functions_of(ROOT / "docs" / path) for _, _, path in named}
+    for stem, name, path in named:
+        assert Path(path).stem == stem and name in tests[path], f"{path}::{name}"
+    for number, row in rows:
+        assert "::test_" in row or "not run: " in row or "out of scope: " in row, number
+    assert "to be confirmed" not in CHECKLIST
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
@@ -71,8 +90,8 @@ def test_readme_tables_are_complete():
 
 
 def test_readme_figures_are_those_that_were_measured():
-    """The table of results is what `benchmarks/run.py` makes of the file that it wrote."""
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "run.py")
+    """The table of results is what `benchmarks/recipes.py` makes of the file that it wrote."""
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "recipes.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     assert benchmark.table(json.loads(benchmark.RESULTS.read_text())) in README

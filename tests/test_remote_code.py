@@ -36,7 +36,7 @@ from triune.configuration.configuration_triune import HEADS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is exported: small relatives of five presets, and every head that stands on each of them
+# What is exported: small relatives of six presets, and every head that stands on each of them
 
 LABELS = ("bad", "good", "odd")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -48,6 +48,7 @@ OVERRIDES = {
     "modernbert-mini": {**SMALL_TEXT, "sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"]},
     "gpt2-mini": SMALL_CAUSAL,
     "llama-mini": {**SMALL_CAUSAL, "num_key_value_heads": 2},
+    "modern-mini": {**SMALL_CAUSAL, "num_key_value_heads": 2, "hidden_act": "prelu"},
     "vit-mini": {**SMALL, "embedding": {"image_size": 16}},
 }
 UNDERSTANDING = ("TriuneModel", "TriuneForSequenceClassification", "TriuneForTokenClassification")
@@ -56,6 +57,7 @@ HEADS_OF = {
     "modernbert-mini": ("TriuneForMaskedLM", *UNDERSTANDING),
     "gpt2-mini": ("TriuneForCausalLM", *UNDERSTANDING),
     "llama-mini": ("TriuneForCausalLM", *UNDERSTANDING),
+    "modern-mini": ("TriuneForCausalLM", "TriuneModel"),
     "vit-mini": ("TriuneModel", "TriuneForImageClassification"),
 }
 PAIRS = [(name, head) for name, heads in HEADS_OF.items() for head in heads]
@@ -985,8 +987,9 @@ def test_defaults_are_frozen(older):
         **{"position": {"type": "learned"}, "norm": {"type": "layernorm", "eps": 1e-5, "bias": True}},
         **{"norm_placement": "pre", "final_norm": True, "attention": attention},
         **{"feed_forward": {"type": "plain", "bias": True, "dropout": 0.0}, "hidden_act": "gelu"},
-        **{"residual": {"type": "plain", "stochastic_depth": 0.0}, "pooling": {"type": "cls", "dense": False}},
-        **{"lm_head": {"type": "plain", "bias": False}, "classifier": {"type": "linear", "bias": True}},
+        **{"residual": {"type": "plain", "stochastic_depth": 0.0, "zero_init": False}},
+        **{"pooling": {"type": "cls", "dense": False}, "classifier": {"type": "linear", "bias": True}},
+        **{"lm_head": {"type": "plain", "bias": False, "softcap": None}},
         **{"num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 128, "max_position_embeddings": 512},
         **{"layer_types": ["full_attention"] * 2, "sliding_window": None, "tie_word_embeddings": True},
         **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": None},

@@ -51,7 +51,7 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     dataset_name: str | None = text(
-        None, "a bundled set (pydocs, digits, letters, photos, shapes), or a name for `datasets`"
+        None, "a bundled set (pydocs, names, copy, reverse, digits, letters, photos, shapes), or a name for `datasets`"
     )
     dataset_config_name: str | None = text(None, "the configuration of a Hub dataset")
     train_file: str | None = text(None, "local text, CSV, JSON lines or Parquet; globs are expanded")
@@ -59,6 +59,7 @@ class DataArguments:
     train_dir: str | None = text(None, "a folder of images, one folder for each class")
     validation_dir: str | None = text(None, "the same, for validation")
     text_column: str = text("text", "the column that holds the text")
+    target_column: str = text("target", "seq2seq: the column that holds what is to be made of the text")
     image_column: str = text("image", "the column that holds the image")
     label_column: str = text("label", "the column that holds the label")
     streaming: bool = text(False, "read the training data as it comes, instead of all of it before the first step")
@@ -69,12 +70,15 @@ class DataArguments:
     max_train_samples: int | None = text(None, "use only so many training samples (documents, texts or images)")
     max_eval_samples: int | None = text(None, "use only so many validation samples")
     max_seq_length: int = text(128, "tokens in a sequence")
+    max_target_length: int | None = text(None, "tokens of what is written; default: max_seq_length")
     eval_stride: int | None = text(
         None, "evaluation: tokens from one row to the next; causal_lm: half a row by default"
     )
     group_by_length: bool = text(False, "put texts of like length into a batch: less padding")
+    num_beams: int = text(1, "evaluation: of so many drafts the likeliest is what is written; 1: token by token")
     mlm_probability: float = text(0.15, "share of tokens that a masked language model has to predict, in training")
     eval_mlm_probability: float = text(0.15, "the same, in evaluation")
+    mean_noise_span_length: float = text(3.0, "span_corruption: the mean length of a span that is hidden, in tokens")
     whole_word_mask: bool = text(False, "mask all tokens of a word or none, in training")
     fold: int = text(0, "digits: which of five stratified folds is held out")
     shift: float = text(0.0, "training images are moved by up to so many pixels each way")
@@ -259,6 +263,7 @@ RANGES = {
     **dict.fromkeys(("vocab_size", "max_seq_length", "eval_stride", "max_steps"), (1, math.inf)),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
     **dict.fromkeys(("gradient_accumulation_steps", "early_stopping_patience"), (1, math.inf)),
+    **dict.fromkeys(("max_target_length", "num_beams", "mean_noise_span_length"), (1, math.inf)),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (1, math.inf)),
     **dict.fromkeys(("max_train_samples", "max_eval_samples", "max_train_tokens"), (1, math.inf)),
     **dict.fromkeys(("seed", "warmup_steps", "dataloader_num_workers", "shift", "rand_augment"), (0, math.inf)),
@@ -280,7 +285,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     """The keys of a recipe, each of them a flag."""
     file = Path(path)
     if not file.is_file():
-        recipes = sorted(str(found) for found in Path("recipes").glob("*.yaml"))
+        recipes = sorted(str(found) for found in Path("recipes").rglob("*.yaml"))
         raise ValueError(f"no recipe {path!r}{nearest(path, recipes)}; there are {', '.join(recipes) or 'none here'}")
     content = read_yaml(file.read_text(encoding="utf-8"), path) or {}
     if not isinstance(content, dict):

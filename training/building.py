@@ -1,16 +1,21 @@
 """What a run is made of, from its arguments: the model, the plan of its steps, the optimiser."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from transformers import PreTrainedModel
 
-from triune.configuration import TriuneConfig, preset
+from triune.configuration import TriuneConfig, preset_of, stacks_of
+from triune.configuration.configuration_triune import FamilyConfig
+from triune.modeling.transformer import Transformer
 from triune.training.adapters import add_adapters
 from triune.training.arguments import Arguments, TrainingArguments, options_of
 from triune.training.console import Console
 from triune.training.optimizers import build_optimizer, choice_of, parameter_groups
+from triune.training.prediction import load_config
 from triune.training.report import tracker_names
 from triune.training.sampling import Plan
 from triune.training.schedules import factor
@@ -38,14 +43,27 @@ def merged(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def build_config(arguments: Arguments, task: Task) -> TriuneConfig:
+def build_config(arguments: Arguments, task: Task) -> FamilyConfig:
     own = options_of("config", arguments.model.config)
-    fields, name = merged(task.config_fields(), own), arguments.model.preset
+    fields, name, kind = task.config_fields(), arguments.model.preset, task.head.config_class
     if name is None:
-        return (task.head.config_class or TriuneConfig)(**fields)
+        return kind(**merged(fields, own))
+    if kind.sub_configs:
+        return preset_of(kind, name, task.head.__name__, **merged(without_images(fields), own))
+    fields = merged(fields, own)
     chosen = {axis: fields[axis] for axis in ("attention",) if axis in fields}
-    preset(name, **{**own, **chosen}).check_head(task.head.__name__)  # before sizes of text meet a model for images
-    return preset(name, **fields)
+    head = task.head.__name__
+    preset_of(kind, name, head, **{**own, **chosen}).check_head(head)  # before sizes of text meet a model for images
+    return preset_of(kind, name, head, **fields)
+
+
+def without_images(fields: dict[str, Any]) -> dict[str, Any]:
+    """What the data decides of the stacks but the size of images, which become what a preset reads."""
+    stacks = {name: dict(own) for name, own in fields.items() if isinstance(own, dict)}
+    for own in stacks.values():
+        if "image_size" in own.get("embedding", {}):
+            del own["embedding"]
+    return {**fields, **stacks}
 
 
 def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.Module:
@@ -58,38 +76,103 @@ def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.
         if getattr(arguments.model, other) is not None:
             given = f"{other}={getattr(arguments.model, other)!r}"
             raise ValueError(f"model_name_or_path={source!r} brings its own, and {given} is given too: leave one out")
-    fields = task.config_fields()
-    labels = {name: fields[name] for name in ("id2label", "label2id") if name in fields}
-    try:
-        model, loading = task.head.from_pretrained(
-            source,
-            output_loading_info=True,
-            attn_implementation=kernel,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,  # whatever it was saved in: the optimiser needs small steps
-            **labels,
-        )
-    except OSError as error:
-        raise ValueError(f"model_name_or_path={source!r} is no model: {str(error).splitlines()[0]}") from error
-    wanted = fields.get("vocab_size")
-    if wanted is not None and wanted > model.config.vocab_size:
-        raise ValueError(
-            f"vocabulary mismatch: the tokenizer has {wanted} tokens, and model_name_or_path={source!r} has "
-            f"vocab_size={model.config.vocab_size}; use the tokenizer that was saved with the model"
-        )
-    length = fields.get("max_position_embeddings", 0)
-    if model.config.position["type"] in WITHOUT_TABLE and length > model.config.max_position_embeddings:
-        model.config.max_position_embeddings = length
-    fresh = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
-    inside = [name for name in sorted(fresh) if name.startswith(f"{model.base_model_prefix}.")]
-    if inside:
-        some = ", ".join(inside[:5])
-        raise ValueError(f"model_name_or_path={source!r} does not fit: {some} missing, or of another size")
+    model, fresh = saved_model(source, task, kernel)
+    check_vocabularies(model.config, task, source)
+    lengthen(model.config, task)
     if fresh:
         console.note(f"not in {source}, starts fresh: {', '.join(sorted(fresh))}")
     if arguments.model.lora_rank is not None:
         console.note(str(add_adapters(model, arguments.model, fresh)))
     return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A saved model, whole or one of its stacks
+
+
+# By the type of a model of several stacks, and by what a head of one stack reads: the stack that the head takes over,
+# and where its weights are.
+TAKEN = {
+    ("triune-mae", "patches"): ("encoder", "model"),
+    ("triune-clip", "patches"): ("vision", "vision_model"),
+    ("triune-clip", "tokens"): ("text", "text_model"),
+    ("triune-seq2seq", "tokens"): ("encoder", "model.encoder"),
+}
+
+
+def saved_model(source: str, task: Task, kernel: str | None) -> tuple[PreTrainedModel, set[str]]:
+    """The task's head on what is saved, and the names of what was not there."""
+    config, renamed = taken(source, task)
+    fields = task.config_fields()
+    for name in ("id2label", "label2id"):
+        if name in fields:
+            setattr(config, name, fields[name])
+    try:
+        model, loading = task.head.from_pretrained(
+            source,
+            config=config,
+            key_mapping=renamed,
+            output_loading_info=True,
+            attn_implementation=kernel,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,  # whatever it was saved in: the optimiser needs small steps
+        )
+    except OSError as error:
+        raise ValueError(f"model_name_or_path={source!r} is no model: {str(error).splitlines()[0]}") from error
+    if renamed:
+        model._weight_conversions = None  # or transformers would save it under the names that it was loaded from
+    fresh = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    stacks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Transformer))
+    # a model without a head that pools was saved without what it pools with
+    inside = [name for name in sorted(fresh) if name.startswith(stacks) and ".pooler." not in name]
+    if inside:
+        some = ", ".join(inside[:5])
+        raise ValueError(f"model_name_or_path={source!r} does not fit: {some} missing, or of another size")
+    return model, fresh
+
+
+def taken(source: str, task: Task) -> tuple[FamilyConfig, dict[str, str] | None]:
+    """The configuration that the head is built from, and how names in the file become the head's own."""
+    try:
+        config = load_config(source)
+    except ValueError as error:
+        raise ValueError(f"model_name_or_path={error}") from error
+    kind = task.head.config_class
+    if isinstance(config, kind):
+        return config, None
+    reads = kind.heads[task.head.__name__].needs.get("embedding")
+    if (config.model_type, reads) not in TAKEN:
+        raise ValueError(
+            f"model_name_or_path={source!r} is a model of type {config.model_type!r}, and {task.name} needs one of "
+            f"type {kind.model_type!r}" + (f", or one with a stack that reads {reads}" if reads else "")
+        )
+    stack, place = TAKEN[config.model_type, reads]
+    return getattr(config, stack), {rf"^{re.escape(place)}\.": "model."}
+
+
+def sized_stacks(config: FamilyConfig, task: Task) -> Iterator[tuple[str, TriuneConfig, dict[str, Any]]]:
+    """The stacks by name, with what the data says of each."""
+    fields = task.config_fields()
+    for name, stack in stacks_of(config).items():
+        yield name, stack, fields.get(name, {}) if name else fields
+
+
+def check_vocabularies(config: FamilyConfig, task: Task, source: str) -> None:
+    for name, stack, fields in sized_stacks(config, task):
+        wanted = fields.get("vocab_size")
+        if wanted is not None and wanted > stack.vocab_size:
+            raise ValueError(
+                f"vocabulary mismatch: the tokenizer has {wanted} tokens, and model_name_or_path={source!r} has "
+                f"{name and f'{name} '}vocab_size={stack.vocab_size}; use the tokenizer that was saved with the model"
+            )
+
+
+def lengthen(config: FamilyConfig, task: Task) -> None:
+    """Stacks whose positions do not run out take rows as long as the data has."""
+    for _, stack, fields in sized_stacks(config, task):
+        length = fields.get("max_position_embeddings", 0)
+        if stack.position["type"] in WITHOUT_TABLE and length > (stack.max_position_embeddings or length):
+            stack.max_position_embeddings = length
 
 
 def freeze(model: torch.nn.Module, pattern: str | None) -> None:

@@ -6,38 +6,45 @@ run that the model lies in, and its last numbers come out again.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
+from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
+from triune.configuration import stack_reading
 from triune.configuration.configuration_triune import nearest
 from triune.training.arguments import Arguments, DataArguments, as_flag, parse, read_recipe
 from triune.training.loading import evaluation_batches
 from triune.training.metrics import Records, concatenate, record
-from triune.training.tasks.task import Task
+from triune.training.tasks.task import Batch, Task
 
 
 @torch.no_grad()
 def answers(task: Task, model: torch.nn.Module, accelerator: Accelerator, per_device: int, full: bool) -> Records:
-    """A record for each label, from all processes, on every process. The model is in evaluation mode within."""
+    """A record for each label, from all processes, on every process; of a full evaluation of a task whose model writes
+    also what it wrote. The model is in evaluation mode within."""
     training = model.training
     model.eval()
+
+    def batches(dataset: Dataset) -> Iterator[Batch]:
+        place = (accelerator.num_processes, accelerator.process_index)
+        for batch in evaluation_batches(task, dataset, per_device, *place):
+            batch.pop("replaced", None)
+            yield send_to_device(batch, accelerator.device)
+
     parts = []
-    batches = evaluation_batches(
-        task, task.evaluation(full), per_device, accelerator.num_processes, accelerator.process_index
-    )
-    for batch in batches:
-        batch.pop("replaced", None)
-        batch = send_to_device(batch, accelerator.device)
+    for batch in batches(task.evaluation(full)):
         labels = batch.pop("labels")
         parts.append(record(*task.pairs(model(**batch).logits, labels)))
+    asked = task.asked() if full else None
+    written = () if asked is None else tuple(one for batch in batches(asked) for one in task.written(model, batch))
     model.train(training)
-    own = concatenate(parts)
+    own = concatenate(parts)._replace(written=written)
     return concatenate(gather_object([own])) if accelerator.num_processes > 1 else own
 
 
@@ -50,7 +57,8 @@ PARTNERS = {"validation_file": "train_file", "validation_dir": "train_dir"}
 # What belongs to one source of data, and says nothing of another.
 OF_SOURCE = frozenset(
     {
-        *(*NAMES, *PARTNERS, "dataset_config_name", "text_column", "image_column", "label_column", "streaming"),
+        *(*NAMES, *PARTNERS, "dataset_config_name", "streaming"),
+        *("text_column", "target_column", "image_column", "label_column"),
         *("validation_split_percentage", "remove_shared_passages", "max_train_samples", "max_eval_samples", "fold"),
     }
 )
@@ -96,9 +104,11 @@ def from_file(path: str | Path) -> dict[str, Any]:
 
 def said_by_run(run: Path | None, config: PreTrainedConfig) -> dict[str, Any]:
     """What the run was told; its precision as it came to be, by a launcher or by measuring. Without a run the model's
-    own length."""
+    own lengths."""
     if run is None:
-        return {"max_seq_length": config.max_position_embeddings}
+        texts, writes = stack_reading(config, "tokens"), config.is_encoder_decoder
+        written = {"max_target_length": config.decoder.max_position_embeddings} if writes else {}
+        return {"max_seq_length": texts.max_position_embeddings, **written} if texts else {}
     told = from_file(run / "run.yaml")
     return {**told, "mixed_precision": recorded_page(run).get("precision", told.get("mixed_precision"))}
 

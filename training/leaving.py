@@ -117,13 +117,21 @@ def ask(saved: Saved, examples: list[Example], model: Path) -> list[dict[str, An
     if not examples:
         return []
     inputs = [write_sample(model, place, example.input) for place, example in enumerate(examples)]
-    options = {"max_new_tokens": EXAMPLE_TOKENS} if saved.task == "causal_lm" else {}
     found = []
-    for example, answer in zip(examples, answers(saved, inputs, options)):
+    for example, answer in zip(examples, answers(saved, inputs, options_of(saved.task, examples))):
         if "image" in answer:
             answer["image"] = Path(answer["image"]).relative_to(model).as_posix()
         found.append({**answer, "label": example.label} if example.label is not None else answer)
     return found
+
+
+def options_of(task: str, examples: list[Example]) -> dict[str, Any]:
+    """Of a beginning some words more; of images the captions of all of them, to choose from."""
+    known = {
+        "causal_lm": {"max_new_tokens": EXAMPLE_TOKENS},
+        "contrastive": {"labels": [example.label for example in examples], "template": ["{}"]},
+    }
+    return known.get(task, {})
 
 
 def write_sample(model: Path, place: int, example: str | torch.Tensor) -> str:

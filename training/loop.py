@@ -27,7 +27,7 @@ from triune.training.evaluation import answers
 from triune.training.loading import training_steps
 from triune.training.metrics import collapsed
 from triune.training.optimizers import set_learning_rate
-from triune.training.report import Report
+from triune.training.report import PREVIEW, Report
 from triune.training.sampling import Plan, generator
 from triune.training.schedules import factor
 from triune.training.tasks.task import Batch, Task
@@ -250,6 +250,8 @@ class Loop:
         progress = self.progress
         everything = full or len(self.task.evaluation(False)) == len(self.task.evaluation(True))
         line = {"kind": "eval", "step": progress.step, "seconds": progress.seconds, "full": everything, **metrics}
+        if preview:
+            self.report.log({"kind": PREVIEW, "step": progress.step, "loss": metrics["loss"], "lines": preview})
         self.report.log(line)
         self.last_records = found
         if show:

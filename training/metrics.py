@@ -4,7 +4,8 @@
     language_metrics(records, characters=1024)  # {"loss": ..., "perplexity": ..., "bits_per_character": ..., ...}
 
 Notable: nothing is an average of averages. A process keeps the loss, the rank, the prediction and the label of each
-answer, 28 bytes; the metrics are computed once, from all of them, so that uneven batches and processes change nothing.
+answer, 28 bytes, and the texts that a model wrote beside those it should have written; the metrics are computed once,
+from all of them, so that uneven batches and processes change nothing.
 Sums are rounded once (`math.fsum`), so that order changes nothing either, not even the last bit.
 
 The metrics themselves are modules for the `evaluate` library, in `metric_modules`. They need no network and write no
@@ -25,13 +26,29 @@ from triune.training.collators import IGNORED
 # Records
 
 
+class Written(NamedTuple):
+    """What a model wrote, and what it should have written."""
+
+    said: str
+    right: str
+
+
 class Records(NamedTuple):
-    """One entry for each label that counts."""
+    """One entry for each label that counts; and one for each text that was written, where any were."""
 
     loss: np.ndarray  # float32 (n), in nats
     rank: np.ndarray  # int64 (n); 0: the right answer had the highest logit, 4: four others were higher
     prediction: np.ndarray  # int64 (n)
     label: np.ndarray  # int64 (n)
+    written: tuple[Written, ...] = ()
+
+    def take(self, where: np.ndarray) -> "Records":
+        """Those of some labels."""
+        return Records(*(column[where] for column in self.columns))
+
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        return self[:4]
 
 
 AT_ONCE = 2**20  # logits that are looked at together: copies of all, in float32, could need more than the model did
@@ -74,7 +91,8 @@ def record_some(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[torch.Te
 
 def concatenate(parts: list[Records]) -> Records:
     """The records of several batches or processes as one."""
-    return Records(*map(np.concatenate, zip(nothing(), *parts)))
+    columns = zip(nothing().columns, *(part.columns for part in parts))
+    return Records(*map(np.concatenate, columns), tuple(one for part in parts for one in part.written))
 
 
 def nothing() -> Records:

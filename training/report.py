@@ -29,6 +29,7 @@ from triune.configuration.configuration_triune import nearest
 
 
 RECORDS, TABLE = "metrics.jsonl", "metrics.csv"
+PREVIEW = "preview"  # the kind of a record that holds what the model did with the same examples, as lines of text
 FIRST_COLUMNS = ("kind", "step")
 
 # Made from the run folder and the step that the run goes on from.
@@ -85,7 +86,8 @@ def drop_after(path: Path, step: int) -> None:
 
 
 def write_table(records: list[dict[str, Any]], path: Path) -> None:
-    """The records as CSV: a column for every key, empty where a record has none."""
+    """The records as CSV: a column for every key, empty where a record has none. Previews are left out."""
+    records = [record for record in records if record.get("kind") != PREVIEW]
     columns = dict.fromkeys((*FIRST_COLUMNS, *(key for record in records for key in record)))
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:
@@ -170,7 +172,7 @@ class Report:
         numbers = {
             f"{kind}/{key}": plain(value)
             for key, value in record.items()
-            if key not in FIRST_COLUMNS and not isinstance(plain(value), (bool, str, type(None)))
+            if key not in FIRST_COLUMNS and not isinstance(plain(value), (bool, str, list, type(None)))
         }
         for tracker in self.trackers:
             tracker.log(numbers, step=step)

@@ -77,12 +77,29 @@ def join_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
 # Weights
 
 
+def kept(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """What a file holds: every parameter once, a tied one under its first name; of a model with adapters what is
+    trained, because a run that goes on loads the rest from where it came from."""
+    adapted = hasattr(model, "peft_config")
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad or not adapted}
+
+
 def model_tensors(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
-    """Every parameter once, whole: a tied one under its first name. Nothing on a process that does not write."""
+    """What is kept, whole. Nothing on a process that does not write."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in kept(model).items():
         gather(tensors, name, parameter, keep)
     return tensors
+
+
+def sum_of_the_rest(model: torch.nn.Module) -> int:
+    """By which it is noticed that what is not kept has changed: a sum of integers, the same in any order."""
+    files, total = kept(model), 0
+    for name, parameter in model.named_parameters():
+        if name not in files:
+            numbers = whole(parameter.detach()).contiguous().view(-1).view(torch.int16)
+            total += int(numbers.sum(dtype=torch.int64))
+    return total
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +111,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    own = dict(model.named_parameters())
+    own = kept(model)
     if tensors.keys() != own.keys():
         missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         raise ValueError(f"{source} does not fit the model: missing {missing[:5]}, unexpected {extra[:5]}")
@@ -148,7 +165,7 @@ def save_checkpoint(
     files = {WEIGHTS: model_tensors(model, keep=main), MOMENTS: moments}
     if averages is not None:
         files[AVERAGES] = averages.state_dict(keep=main)
-    page = {**page, "step": step, "optimizer": plain}
+    page = {**page, "step": step, "optimizer": plain, "rest": sum_of_the_rest(model)}
 
     def write(partial: Path) -> None:
         for name, tensors in files.items():
@@ -213,6 +230,8 @@ def read_page(checkpoint: Path) -> dict[str, Any]:
 def load_checkpoint(checkpoint: Path, model, optimizer, averages=None) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, strictly, and return its page."""
     page = read_page(checkpoint)
+    if page.get("rest", 0) != sum_of_the_rest(model):
+        raise ValueError(f"{checkpoint} belongs to another base: model_name_or_path has other weights than it had")
     put_tensors(model, read_tensors(checkpoint / WEIGHTS), checkpoint)
     join_optimizer(optimizer, read_tensors(checkpoint / MOMENTS), page["optimizer"])
     if averages is not None:

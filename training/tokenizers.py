@@ -4,10 +4,11 @@ Each is a fast tokenizer of transformers, saved with the model, with the same sp
 characters give the text back when decoded; WordPiece keeps the words and their case, not the spaces between them.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from triune.configuration.configuration_triune import nearest
@@ -100,6 +101,28 @@ def train_tokenizer(
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sentinels
+
+SENTINELS = 100  # as many as T5 has
+
+
+def sentinel_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Those of <extra_id_0>, <extra_id_1>, ..., each of which stands for a hidden span."""
+    known = tokenizer.get_added_vocab()
+    names = itertools.takewhile(known.__contains__, map("<extra_id_{}>".format, itertools.count()))
+    return [known[name] for name in names]
+
+
+def add_sentinels(tokenizer: PreTrainedTokenizerFast) -> None:
+    """As T5 has them, the first with the highest id, where there are none. A space in front of one belongs to it: the
+    words that it stands for begin with theirs."""
+    if not sentinel_ids(tokenizer):
+        names = [f"<extra_id_{number}>" for number in reversed(range(SENTINELS))]
+        tokens = [AddedToken(name, lstrip=True, special=True) for name in names]
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

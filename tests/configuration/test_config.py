@@ -113,7 +113,12 @@ REFUSED = {
     ),
     "wrong type": ({"hidden_size": "768"}, "hidden_size"),
     "probability": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5 is not allowed"),
-    "unknown activation": ({"hidden_act": "gelo"}, "hidden_act='gelo' is not allowed: it must be one of gelu"),
+    "unknown activation": ({"hidden_act": "gelo"}, "hidden_act='gelo' is not allowed: it must be one of elu, gelu"),
+    "cap of nothing": (
+        {"lm_head": {"type": "plain", "softcap": 0}},
+        "lm_head['softcap']=0 is not allowed: it must be None or a number above 0",
+    ),
+    "zero start": ({"residual": {"type": "plain", "zero_init": 1}}, "residual['zero_init']=1 is not allowed"),
     "unknown placement": ({"norm_placement": "middle"}, "it must be 'pre' or 'post'"),
     "heads do not divide the width": (
         {"hidden_size": 100, "num_attention_heads": 12},
@@ -146,6 +151,7 @@ REFUSED = {
         {"embedding": {"type": "patches", "cls_token": False}, "pooling": "cls"},
         "pooling 'cls' needs a CLS token",
     ),
+    "pooling of patches without patches": ({"pooling": "patches"}, "pooling 'patches' needs embedding 'patches'"),
     "pooling without registers": ({"embedding": "patches", "pooling": "registers"}, "num_register_tokens above 0"),
     "first token of causal attention": (
         {"attention": "causal", "pooling": "cls"},

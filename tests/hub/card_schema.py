@@ -113,7 +113,7 @@ OUTPUT = either(LABELS, mapping({"text": string}, {}), mapping({"url": text}, {}
 SHOWN = {"example_title": text, "group": text, "parameters": mapping({}, {}, others=True), "output": OUTPUT}
 WIDGET = either(
     mapping({"text": text}, SHOWN),
-    mapping({"src": like(re.compile(r"https://\S+"))}, SHOWN),
+    mapping({"src": like(re.compile(r"https://\S+"))}, {**SHOWN, "candidate_labels": text}),
 )
 METRIC = mapping(
     {"type": text, "value": value_of_a_metric},

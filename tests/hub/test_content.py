@@ -9,9 +9,10 @@ import zlib
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPProcessor
 
 from triune import modeling
-from triune.configuration import TriuneConfig
+from triune.configuration import TriuneConfig, TriuneMAEConfig, clip_preset, seq2seq_preset
 from triune.configuration.configuration_triune import AUTO_MAP
 from triune.configuration.export import reached
 from triune.training.hub import content
@@ -253,6 +254,53 @@ def test_a_processor_is_asked_for_by_the_embedding(tmp_path):
     assert not any("missing: save" in line for line in content.lacking(tmp_path / "image"))
     modeling.TriuneModel(TriuneConfig(**SMALL)).save_pretrained(tmp_path / "backbone")
     assert not any("missing: save" in line for line in content.lacking(tmp_path / "backbone"))
+
+
+STACK = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+PATCHES = {**STACK, "embedding": {"type": "patches", "image_size": 32, "patch_size": 8}}
+SEVERAL = {
+    "TriuneForConditionalGeneration": (lambda: seq2seq_preset("seq2seq-mini", stacks=SMALL), "seq2seq", "tokenizer"),
+    "TriuneForMaskedImageModeling": (
+        lambda: TriuneMAEConfig(encoder=PATCHES, decoder=STACK),
+        "mae",
+        "preprocessor_config",
+    ),
+    "TriuneCLIPModel": (lambda: clip_preset("clip-mini", text=SMALL, vision=PATCHES), "clip", "processor_config"),
+}
+
+
+def processor_of(head):
+    tokenizer = train_tokenizer("wordpiece", ["one two three"], 64, 32)
+    images = build_processor((32, 32), [0.5] * 3, [0.5] * 3)
+    both = {"TriuneForMaskedImageModeling": images, "TriuneCLIPModel": CLIPProcessor(images, tokenizer)}
+    return both.get(head, tokenizer)
+
+
+@pytest.mark.parametrize("head", SEVERAL)
+def test_a_model_of_several_stacks(head, tmp_path):
+    """Complete with the code, the auto_map and the processors of its kind; what is taken away or changed is told."""
+    make, kind, processor = SEVERAL[head]
+    model = getattr(modeling, head)(make())
+    model.save_pretrained(tmp_path)
+    assert any("missing: save the" in line for line in content.lacking(tmp_path))
+    processor_of(head).save_pretrained(tmp_path)
+    papers = {content.GOLDEN, content.LICENSE, content.CARD}
+    assert {line.split()[0] for line in content.lacking(tmp_path)} == papers
+    modules = [f"configuration_triune_{kind}", f"modeling_triune_{kind}"]
+    assert set(content.code_files(tmp_path)) == {file.name for file in reached(modules)}
+    have = {**content.travelling(tmp_path), content.GOLDEN: b"", content.LICENSE: content.licence()}
+    have[content.GOLDEN] = (tmp_path / "model.safetensors").read_bytes()  # any safetensors
+    assert content.lacking(tmp_path, have) == []
+    for name in (f"modeling_triune_{kind}.py", f"{processor}.json"):
+        (found,) = content.lacking(tmp_path, {path: file for path, file in have.items() if path != name})
+        assert name in found
+    whole = json.loads((tmp_path / "config.json").read_text())
+    change(tmp_path / "config.json", auto_map={**whole["auto_map"], "AutoConfig": "other/repo--x.Y"})
+    (found,) = content.lacking(tmp_path, have)
+    assert "lacks or changes AutoConfig" in found
+    change(tmp_path / "config.json", auto_map=whole["auto_map"], architectures=["TriuneForMaskedLM"])
+    (found,) = content.lacking(tmp_path, have)
+    assert f"and not one of {', '.join(model.config.heads)}" in found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi
 from PIL import Image
 from safetensors.torch import load, load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPProcessor
 
 from triune import modeling
-from triune.configuration import TriuneConfig
+from triune.configuration import TriuneConfig, TriuneMAEConfig, clip_preset, seq2seq_preset, stack_reading
 from triune.configuration.configuration_triune import HEADS
 from triune.training.hub import content, golden
 from triune.training.image_processor import build_processor, load_processor
@@ -54,6 +54,31 @@ def saved(folder, head="TriuneForMaskedLM", processor=True, dtype=torch.float32,
     elif processor:
         channels = made.embedding["num_channels"]
         build_processor((12, 8), [0.4] * channels, [0.3] * channels).save_pretrained(folder)
+    return folder, model
+
+
+SEVERAL = {
+    "TriuneSeq2SeqModel": lambda: seq2seq_preset("seq2seq-mini", stacks=TEXT, decoder_start_token_id=2),
+    "TriuneForConditionalGeneration": lambda: seq2seq_preset(
+        "seq2seq-mini", stacks=TEXT, decoder={"max_position_embeddings": 9}, decoder_start_token_id=2
+    ),
+    "TriuneForMaskedImageModeling": lambda: TriuneMAEConfig(encoder=IMAGE, decoder=SMALL, mask_ratio=0.5),
+    "TriuneCLIPModel": lambda: clip_preset("clip-mini", text=TEXT, vision=IMAGE),
+}
+
+
+def saved_of_several(folder, head, dtype=torch.float32, processor=True):
+    """A folder with a model of several stacks and what it reads with, and the model."""
+    config = SEVERAL[head]()
+    model = randomised(getattr(modeling, head)(config)).to(dtype)
+    model.save_pretrained(folder)
+    made = {
+        "tokens": train_tokenizer("wordpiece", ["One two three."], 64, 32),
+        "patches": build_processor((12, 8), [0.4] * 3, [0.3] * 3),
+    }
+    needed = [made[embedding] for embedding in made if stack_reading(config, embedding)]
+    if processor:
+        (needed[0] if len(needed) == 1 else CLIPProcessor(made["patches"], made["tokens"])).save_pretrained(folder)
     return folder, model
 
 
@@ -153,6 +178,55 @@ def test_every_head(tmp_path, head, processor):
     assert torch.equal(tensors["outputs.real"], expected)
     assert ("raw.images" in tensors) == (processor and "Image" in head)
     assert ("texts" in page_of(data)) == (processor and "Image" not in head)
+
+
+def inputs_in(tensors):
+    return {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("inputs.")}
+
+
+@pytest.mark.parametrize("processor", [True, False], ids=["with processor", "without"])
+@pytest.mark.parametrize("head", SEVERAL)
+def test_every_head_of_several_stacks(tmp_path, head, processor):
+    """What is kept is named: it is that field of what the model answered before it was saved, to rounding, for its
+    weights lie elsewhere in memory; and the file is the same each time. The inputs are what its stacks read, and what
+    a model draws by chance or takes from labels."""
+    folder, model = saved_of_several(tmp_path / "model", head, processor=processor)
+    data = golden.compute(folder)
+    assert golden.compute(folder) == data
+    tensors, page = load(data), page_of(data)
+    name = "last_hidden_state" if head == "TriuneSeq2SeqModel" else "logits"
+    with torch.no_grad(), golden.one_thread():
+        found = getattr(model(**inputs_in(tensors)), name)
+    torch.testing.assert_close(tensors[f"outputs.{name}"], found[..., tensors["outputs.columns"]], atol=1e-6, rtol=0)
+    assert tensors["outputs.real"].all() and tensors["outputs.real"].shape == found.shape[:-1]
+    further = {"TriuneForMaskedImageModeling": ["noise"], "TriuneCLIPModel": []}.get(head, ["decoder_input_ids"])
+    assert page.get("further", []) == further
+    text, image = (stack_reading(model.config, embedding) is not None for embedding in ("tokens", "patches"))
+    read = {*further, *(["input_ids", "attention_mask"] if text else []), *(["pixel_values"] if image else [])}
+    assert inputs_in(tensors).keys() == read
+    assert ("texts" in page) == (text and processor) and ("raw.images" in tensors) == (image and processor)
+    if head == "TriuneForMaskedImageModeling":
+        assert len(tensors["inputs.noise"].unique()) == 6 and page["auto_class"] == "AutoModelForMaskedImageModeling"
+    if "decoder_input_ids" in further:
+        length = min(16, model.config.decoder.max_position_embeddings)
+        assert tensors["inputs.decoder_input_ids"].shape == (2, length)
+        assert set(tensors["inputs.decoder_input_ids"][:, 0].tolist()) == {2}
+
+
+def test_two_texts_where_the_model_has_segments(tmp_path):
+    """Pairs as the tokenizer frames them, both segments in each row; the words' logits are kept, not the verdict's."""
+    config = {**TEXT, "embedding": {"type": "tokens", "type_vocab_size": 2}}
+    folder, model = saved(tmp_path / "model", "TriuneForPreTraining", **config)
+    data = golden.compute(folder)
+    tensors, (first, second) = load(data), page_of(data)["texts"]
+    rows = AutoTokenizer.from_pretrained(folder)(
+        [first, second], [second, second], padding=True, truncation=True, max_length=16, return_token_type_ids=True
+    )
+    assert {name: tensor.tolist() for name, tensor in inputs_in(tensors).items()} == dict(rows)
+    assert all(set(row) == {0, 1} for row in rows["token_type_ids"]) and 0 in rows["attention_mask"][1]
+    with torch.no_grad(), golden.one_thread():
+        found = model(**inputs_in(tensors)).prediction_logits
+    assert torch.equal(tensors["outputs.logits"], found)
 
 
 def test_a_large_vocabulary(tmp_path):
@@ -259,7 +333,7 @@ def test_the_usage_is_five_lines():
 
     class Facts:
         auto_class = "AutoModelForMaskedLM"
-        reads_text = True
+        processor = "AutoTokenizer"
 
     text = golden.usage("user/name", "abc", Facts)
     ast.parse(text)
@@ -397,6 +471,17 @@ def test_check_of_the_newest(hub):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", SEVERAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_check_of_several_stacks(tmp_path, head, dtype):
+    """In a clean process: difference 0.0, and what tokenizer and image processor make is made again."""
+    folder, _ = saved_of_several(tmp_path / "model", head, dtype)
+    golden.write(folder)
+    found = golden.check(str(folder))
+    assert (found.difference, found.inputs_equal, f"torch.{found.dtype}") == (0.0, True, str(dtype))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["TriuneModel", "TriuneForCausalLM"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_check_of_a_folder(tmp_path, head, dtype):
@@ -423,6 +508,23 @@ def spoil_tokenizer(folder):
     vocabulary = page["model"]["vocab"]
     vocabulary["One"], vocabulary["two"] = vocabulary["two"], vocabulary["One"]
     file.write_text(json.dumps(page))
+
+
+def spoil_processor(folder):
+    file = folder / "processor_config.json"
+    page = json.loads(file.read_text())
+    page["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    file.write_text(json.dumps(page))
+
+
+@pytest.mark.slow
+def test_both_processors_are_checked(tmp_path):
+    """Of a model that reads images and texts, the image processor changed alone."""
+    folder, _ = saved_of_several(tmp_path / "clip", "TriuneCLIPModel")
+    golden.write(folder)
+    spoil_processor(folder)
+    with pytest.raises(ValueError, match="makes other inputs than those of"):
+        golden.check(str(folder))
 
 
 def use_installed(folder):

@@ -10,11 +10,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from small_runs import TEXT, train
+from small_runs import OTHERS, TEXT, train
+from transformers import pipeline
 
 from triune.training import leaving, report
 from triune.training.arguments import parse
-from triune.training.hub import content, golden
+from triune.training.hub import content, facts, golden
 from triune.training.prediction import answers, load
 
 
@@ -31,6 +32,40 @@ def test_a_model_folder_lacks_nothing(runs, name):
     assert [path.name for path in files if not path.stat().st_mode & stat.S_IROTH] == []
     assert {path.relative_to(model).as_posix() for path in files} == set(content.travelling(model))
     assert "golden.safetensors" in content.travelling(model) and "README.md" in content.travelling(model)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_model_of_any_task_lacks_nothing(others, name):
+    """The same of the other tasks: complete, every file travels, answers of the model to what was held out are on its
+    card, and the golden file is that of the weights."""
+    model = others / name / "model"
+    assert content.lacking(model) == []
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    assert files == set(content.travelling(model)) and "golden.safetensors" in files
+    found = facts.read(others / name)
+    assert len(found.examples) == len(summary(others / name)["examples"]) > 0
+    assert "With inputs that were held out" in (model / "README.md").read_text()
+    assert golden.compute(model) == (model / "golden.safetensors").read_bytes()
+
+
+def test_captions_are_told_apart(others):
+    """Each image is compared with the captions of all examples: against transformers' pipeline."""
+    found = summary(others / "clip")["examples"]
+    captions = [one["label"] for one in found]
+    assert len(set(captions)) == len(found) > 3
+    model = str(others / "clip" / "model")
+    ask = pipeline("zero-shot-image-classification", model, device="cpu")
+    for one in found:
+        answer = ask(f"{model}/{one['image']}", candidate_labels=captions, hypothesis_template="{}")
+        assert [top["score"] for top in one["top"]] == pytest.approx([top["score"] for top in answer[:3]], rel=1e-4)
+
+
+def test_pairs_have_a_verdict(others):
+    """Two texts with a TAB between them and one mask; the truth is the hidden word and whether the second follows."""
+    verdicts = {"follows", "strange"}
+    for one in summary(others / "pretraining")["examples"]:
+        assert one["text"].count("\t") == 1 and one["text"].count("[MASK]") == 1 and len(one["masks"]) == 1
+        assert {one["label"].split("; ")[1], one["verdict"]["label"]} <= verdicts
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt", "vit"])

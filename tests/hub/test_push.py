@@ -29,7 +29,7 @@ from triune.configuration import preset
 from triune.configuration.configuration_card import FIRST, LAST, TAGS, complete, is_form, page, put_card
 from triune.configuration.configuration_triune import HEADS
 from triune.configuration.configuration_triune_clip import clip_preset
-from triune.configuration.configuration_triune_mae import TriuneMAEConfig, mae_preset
+from triune.configuration.configuration_triune_mae import mae_preset
 from triune.configuration.configuration_triune_seq2seq import seq2seq_preset
 from triune.modeling.transformer import unchanged
 
@@ -91,15 +91,27 @@ def test_tasks_are_those_of_pipelines(head):
 
 SEVERAL = {
     "TriuneCLIPModel": clip_preset("clip-mini"),
-    "TriuneForMaskedImageModeling": TriuneMAEConfig(**mae_preset("mae-mini")),
+    "TriuneForMaskedImageModeling": mae_preset("mae-mini"),
     "TriuneForConditionalGeneration": seq2seq_preset("seq2seq-mini"),
+}
+
+
+PURPOSES = {
+    "TriuneCLIPModel": "for zero-shot-image-classification: ",
+    "TriuneForMaskedImageModeling": "for drawing what is hidden of an image: ",
+    "TriuneForConditionalGeneration": "for writing a text from another: ",
+}
+PROCESSORS = {
+    "TriuneCLIPModel": "processor",
+    "TriuneForMaskedImageModeling": "image_processor",
+    "TriuneForConditionalGeneration": "tokenizer",
 }
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_models_of_several_stacks_get_a_card(name, tmp_path):
-    """In the folder that a push is about to send: every stack with its sizes, parameters as counted by torch, code
-    that is Python and names an auto class that the folder knows, a pipeline only where transformers has one."""
+    """In the folder that a push is about to send: what it is for, every stack with its sizes, parameters as counted by
+    torch, code that is Python and names an auto class that the folder knows, a pipeline only where there is one."""
     model = getattr(modeling, name)(SEVERAL[name])
     model.save_pretrained(tmp_path)
     form().save(tmp_path / "README.md")
@@ -113,6 +125,9 @@ def test_models_of_several_stacks_get_a_card(name, tmp_path):
     assert re.findall(r"None|nan|[{}]|[Mm]ore [Ii]nformation", text.split("---")[2]) == [] and check(text) == ([], [])
     for code in code_of(text):
         ast.parse(code)
+    first = text.split("\n## ")[0]
+    assert PURPOSES[name] in first and "without a head" not in first and "labels" not in first
+    assert f"`{PROCESSORS[name]}.push_to_hub(" in text
     assert f"from transformers import {head.auto_class}" in text
     assert head.auto_class in json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert ("pipeline(" in text) == (head.pipeline_tag is not None)

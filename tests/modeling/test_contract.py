@@ -67,12 +67,12 @@ def logits_of(output):
 
 
 def test_presets_and_heads_are_all_here():
-    """The number of pairs, so that none drops out unnoticed: 16 text presets x 4 heads, 7 image presets x 2,
+    """The number of pairs, so that none drops out unnoticed: 18 text presets x 4 heads, 7 image presets x 2,
     and pretraining for those that read both ways."""
     text = [name for name in PRESETS if preset(name).embedding["type"] == "tokens"]
-    assert (len(text), len(PRESETS)) == (16, 23)
+    assert (len(text), len(PRESETS)) == (18, 25)
     both = [name for name in text if preset(name).attention["type"] == "bidirectional"]
-    assert len(PAIRS) == 16 * 4 + 7 * 2 + len(both) and len(both) == 9
+    assert len(PAIRS) == 18 * 4 + 7 * 2 + len(both) and len(both) == 10
     assert set(HEADS) <= set(modeling.__all__)
 
 
@@ -94,16 +94,24 @@ def test_shapes_and_first_loss(name, head):
     assert chance is None or abs(output.loss.item() - chance) < 0.3
 
 
+def value_of(output):
+    """A number to learn by."""
+    loss = getattr(output, "loss", None)
+    return output.last_hidden_state.square().sum() + output.pooler_output.sum() if loss is None else loss
+
+
 @every_pair
 def test_every_parameter_gets_a_gradient(name, head):
-    """One backward pass over the loss (for the bare model: over what it returns) leaves no parameter untouched."""
+    """One backward pass over the loss (for the bare model: over what it returns) leaves no parameter untouched; two,
+    with a step between them, where branches start at zero."""
     model = build(name, head)
     batch, _ = batch_for(model)
     if model.config.embedding.get("type_vocab_size"):
         batch["token_type_ids"] = (batch["input_ids"] > 40).long()
-    output = model(**batch)
-    value = output.loss if "labels" in batch else output.last_hidden_state.square().sum() + output.pooler_output.sum()
-    value.backward()
+    for _ in range(1 + model.config.residual["zero_init"]):
+        model.zero_grad()
+        value_of(model(**batch)).backward()
+        torch.optim.SGD(model.parameters(), lr=0.01).step()
     idle = [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert idle == []
 
@@ -202,7 +210,10 @@ def documented_start(name, config):
         return 1.0, 0.0
     if name.endswith("residual.scale"):
         return config.residual["init"], 0.0
-    into_stream = name.endswith(("o_proj.weight", "down_proj.weight")) and config.norm_placement == "pre"
+    ends_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
+    if ends_branch and config.residual["zero_init"]:
+        return 0.0, 0.0
+    into_stream = ends_branch and config.norm_placement == "pre"
     return 0.0, config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if into_stream else 1.0)
 
 

@@ -41,6 +41,7 @@ MODELS = {
     "llama": (TriuneForCausalLM, {**LLAMA, "tie_word_embeddings": False}),
     "llama-tied": (TriuneForCausalLM, LLAMA),
     "qk-norm": (TriuneForCausalLM, {"attention": {"type": "causal", "qk_norm": True}, "position": "rotary"}),
+    "capped": (TriuneForCausalLM, {**LLAMA, "hidden_act": "prelu", "lm_head": {"type": "plain", "softcap": 2.0}}),
     "window": (TriuneForCausalLM, {**LLAMA, "sliding_window": 3}),
     "sinusoidal": (TriuneForCausalLM, {"attention": "causal", "position": "sinusoidal"}),
     "relative": (TriuneForCausalLM, {"attention": "causal", "position": "relative"}),
@@ -215,7 +216,8 @@ SLOW = pytest.mark.slow
     "name",
     [
         *("gpt", "llama", "bert", "vit"),
-        *(pytest.param(name, marks=SLOW) for name in ("llama-tied", "qk-norm", "window", "relative", "scaled")),
+        *(pytest.param(name, marks=SLOW) for name in ("llama-tied", "qk-norm", "capped", "window", "relative")),
+        pytest.param("scaled", marks=SLOW),
     ],
 )
 def test_tensor_parallelism(saved, name):
@@ -260,7 +262,7 @@ def fully_sharded(folder: str, name: str) -> None:
     "name",
     [
         *("gpt", "bert", "vit"),
-        *(pytest.param(name, marks=SLOW) for name in ("llama", "llama-tied", "relative", "classifier")),
+        *(pytest.param(name, marks=SLOW) for name in ("llama", "llama-tied", "capped", "relative", "classifier")),
     ],
 )
 def test_fully_sharded_data_parallelism(saved, name):
@@ -308,7 +310,7 @@ def pipelined(folder: str, name: str) -> None:
     "name",
     [
         *("llama", "gpt", "embedding-norm"),
-        *(pytest.param(name, marks=SLOW) for name in ("llama-tied", "sinusoidal", "relative", "scaled")),
+        *(pytest.param(name, marks=SLOW) for name in ("llama-tied", "capped", "sinusoidal", "relative", "scaled")),
     ],
 )
 def test_pipeline_parallelism(saved, name):

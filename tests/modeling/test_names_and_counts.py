@@ -41,6 +41,7 @@ PUBLISHED = [
     (86_530_024, "scratch-vit-base", {"num_labels": 1000}),
     (21_531_648, "scratch-mlm", {}),
     (6_861_056, "scratch-mlm-rms", {}),
+    (109_038_338, "scratch-bert-nsp", {"head": "TriuneForPreTraining"}),
 ]
 
 
@@ -62,12 +63,27 @@ def test_published_counts(published, name, options):
             7_740_812,
             {"vocab_size": 23_948},
         ),
+        (
+            "scratch-bert-nsp",
+            109_038_338,
+            "its final norm is built and never called",
+            109_038_338 - 2 * 768,
+            {"final_norm": False},
+        ),
     ],
 )
 def test_counts_that_contain_a_bug(name, published, bug, without, changes):
     """Where an older system counted parameters that do nothing: the figure without them, and what they were."""
-    assert count(name, **changes) == without, bug
-    assert count(name) - count(name, **changes) == published - without
+    head = {"scratch-bert-nsp": "TriuneForPreTraining"}.get(name)
+    assert count(name, head, **changes) == without, bug
+    assert count(name, head) - count(name, head, **changes) == published - without
+
+
+def test_modern_mini_by_formula():
+    """Two maps in the feed-forward, grouped heads, a norm of queries and keys; no bias anywhere; a tied decoder."""
+    width, head, keys, wide = 256, 64, 2 * 64, 1024
+    layer = 2 * width * width + 2 * width * keys + 2 * width * wide + 2 * width + 2 * head
+    assert count("modern-mini") == 32_000 * width + 4 * layer + width == 11_078_400
 
 
 def test_layer_and_part_counts():

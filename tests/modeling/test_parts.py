@@ -20,7 +20,16 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from triune.configuration import TriuneConfig
 from triune.configuration.configuration_triune import ACTIVATIONS
-from triune.modeling import TriuneModel, losses
+from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
+from triune.modeling import (
+    TriuneForCausalLM,
+    TriuneForConditionalGeneration,
+    TriuneForImageClassification,
+    TriuneForMaskedLM,
+    TriuneForPreTraining,
+    TriuneModel,
+    losses,
+)
 from triune.modeling.embeddings import PatchEmbedding, TokenEmbedding, patchify
 from triune.modeling.feed_forward import FeedForward, GatedFeedForward
 from triune.modeling.heads import POOLINGS, MLPClassifier, Pooler, PredictionTransform
@@ -37,6 +46,7 @@ from triune.modeling.positions import (
 )
 from triune.modeling.residuals import Residual, ScaledResidual
 from triune.modeling.transformer import Attention, TransformerLayer, attention_window
+from triune.training.optimizers import parameter_groups
 
 
 def small_config(**changes):
@@ -44,6 +54,14 @@ def small_config(**changes):
     config = TriuneConfig(**{**sizes, **changes})
     config._attn_implementation = "eager"
     return config
+
+
+@torch.no_grad()
+def spread(model):
+    """Weights large enough that a lost part shows."""
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    return model
 
 
 def identity(q, k):
@@ -179,6 +197,50 @@ def test_silent_sublayers_leave_the_stream_alone(norm):
         torch.testing.assert_close(layer(x), expected)
 
 
+STACKS = {
+    "pre": {"attention": "causal"},
+    "post": {"norm_placement": "post"},
+    "gated": {"feed_forward": "gated", "norm": "rmsnorm", "position": "rotary"},
+    "layer scale": {"residual": {"type": "layer_scale", "init": 0.1, "zero_init": True}},
+}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_branches_that_start_at_zero(kind):
+    """zero_init: a fresh layer adds nothing, so that hidden states are the embeddings (post-norm: those normed, layer
+    by layer); after two steps every parameter has had a gradient. Without it neither holds."""
+    changes = {"residual": {"type": "plain", "zero_init": True}, "num_hidden_layers": 3, **STACKS[kind]}
+    model = TriuneModel(small_config(**changes, pooling="mean"))
+    for layer in model.layers:
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            assert not any(parameter.any() for parameter in projection.parameters())
+    ids = torch.arange(6)[None]
+    states, expected = model(ids, output_hidden_states=True).hidden_states, model.embed(ids)
+    for layer, state in zip(model.layers, states):
+        torch.testing.assert_close(state, expected)
+        expected = layer.mlp_norm(layer.attn_norm(expected)) if kind == "post" else expected
+    started = TriuneModel(small_config(**{**changes, "residual": "plain"}))
+    assert any(parameter.any() for parameter in started.layers[2].mlp.down_proj.parameters())
+    learned = set()
+    for _ in range(3):
+        model.zero_grad()
+        output = model(ids)
+        (output.last_hidden_state**3).sum().backward()
+        learned |= {name for name, parameter in model.named_parameters() if parameter.grad.abs().max() > 0}
+        torch.optim.SGD(model.parameters(), lr=0.01).step()
+    assert learned == {name for name, _ in model.named_parameters()}
+
+
+def test_an_encoder_decoder_that_starts_at_zero():
+    """Attention to the source starts at zero too, in the decoder alone where only it asks for that."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50}
+    config = TriuneSeq2SeqConfig(encoder=sizes, decoder={**sizes, "residual": {"type": "plain", "zero_init": True}})
+    model = TriuneForConditionalGeneration(config)
+    encoder, decoder = model.model.encoder.layers[0], model.model.decoder.layers[0]
+    ends = (decoder.self_attn.o_proj, decoder.cross.attn.o_proj, decoder.mlp.down_proj)
+    assert not any(end.weight.any() for end in ends) and encoder.mlp.down_proj.weight.any()
+
+
 def test_stochastic_depth_grows_with_depth():
     """Linear from 0 at the first layer to the configured rate at the last."""
     config = small_config(num_hidden_layers=5, residual={"type": "plain", "stochastic_depth": 0.2})
@@ -245,12 +307,58 @@ def test_plain_feed_forward_equals_its_formula():
     assert not torch.equal(ours.train()(x), ours.eval()(x))
 
 
+# By torch.nn.functional, or by formula where it has none.
+FUNCTIONS = {
+    **{name: getattr(F, name) for name in ("elu", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")},
+    **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
+    **dict.fromkeys(
+        ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_pytorch_tanh"), lambda x: F.gelu(x, approximate="tanh")
+    ),
+    "gelu_10": lambda x: F.gelu(x).clamp(-10, 10),
+    "laplace": lambda x: (1 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))) / 2,
+    "linear": lambda x: x,
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.25])),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu2": lambda x: F.relu(x).square(),
+    "swish": F.silu,
+}
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_allowed_activation_builds(activation):
-    """Each name that the configuration allows makes a feed-forward with finite output and no parameters of its own."""
-    part = FeedForward(8, 8, activation, bias=True, dropout=0.0)
-    assert part(torch.randn(2, 8)).isfinite().all()
-    assert sum(1 for _ in part.parameters()) == 4
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_every_activation_in_a_layer(activation, kind):
+    """What the feed-forward of a built model does with each allowed name, against torch.nn.functional: values and
+    gradients of what comes in; no name has parameters but PReLU, whose slope starts at 1/4 and learns."""
+    mlp = TriuneModel(small_config(hidden_act=activation, feed_forward=kind, initializer_range=0.5)).layers[0].mlp
+    x = torch.linspace(-12, 12, 8 * 32).view(8, 32).requires_grad_()
+    wide = mlp.up_proj(x)
+    middle = FUNCTIONS[activation](wide if kind == "plain" else mlp.gate_proj(x)) * (1 if kind == "plain" else wide)
+    expected, out = F.linear(middle, mlp.down_proj.weight, mlp.down_proj.bias), mlp(x)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    slopes = [torch.autograd.grad(one.sum(), x, retain_graph=True)[0] for one in (out, expected)]
+    torch.testing.assert_close(*slopes, atol=1e-3, rtol=1e-3)
+    own = dict(mlp.act_fn.named_parameters())
+    assert list(own) == (["weight"] if activation == "prelu" else [])
+    for slope in own.values():
+        assert slope.tolist() == [0.25] and torch.autograd.grad(out.sum(), slope)[0].abs() > 0
+
+
+def test_the_slope_of_prelu_is_kept(tmp_path):
+    """One number for each layer: counted, saved and loaded; left to start afresh it is 1/4; weight decay leaves it."""
+    config = small_config(num_hidden_layers=3, hidden_act="prelu")
+    model = TriuneModel(config)
+    assert model.num_parameters() - TriuneModel(small_config(num_hidden_layers=3)).num_parameters() == 3
+    with torch.no_grad():
+        for place, layer in enumerate(model.layers):
+            layer.mlp.act_fn.weight.fill_(place)
+    model.save_pretrained(tmp_path)
+    assert [layer.mlp.act_fn.weight.item() for layer in TriuneModel.from_pretrained(tmp_path).layers] == [0, 1, 2]
+    state = {name: weight for name, weight in model.state_dict().items() if "act_fn" not in name}
+    fresh = TriuneModel.from_pretrained(None, config=config, state_dict=state)
+    assert [layer.mlp.act_fn.weight.item() for layer in fresh.layers] == [0.25] * 3
+    assert torch.equal(fresh.layers[0].mlp.up_proj.weight, model.layers[0].mlp.up_proj.weight)
+    groups = [group for group in parameter_groups(model, 0.1) if group["weight_decay"]]
+    assert not any(parameter.numel() == 1 for group in groups for parameter in group["params"])
 
 
 def test_fused_gelu_equals_gpt2s():
@@ -415,6 +523,19 @@ def test_poolings_equal_their_definitions():
     ones = torch.ones_like(mask)
     torch.testing.assert_close(POOLINGS["mean"](x, ones, 3, 1), x[:, 3:].mean(1))
     torch.testing.assert_close(POOLINGS["registers"](x, ones, 3, 1), x[:, 1:3].mean(1))
+    torch.testing.assert_close(POOLINGS["patches"](x, ones, 3, 1), torch.cat([x[:, 3], x[:, 4], x[:, 5]], dim=-1))
+
+
+def test_a_probe_sees_every_patch_in_its_place():
+    """With pooling "patches" a class has a weight for each number of each patch; the logits against that product."""
+    embedding = {"type": "patches", "image_size": 8, "patch_size": 4, "num_register_tokens": 2}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = TriuneConfig(embedding=embedding, pooling="patches", num_labels=3, **sizes)
+    model = TriuneForImageClassification(config).eval()
+    images = torch.randn(2, 3, 8, 8)
+    seen = model.model(pixel_values=images).last_hidden_state[:, 3:].reshape(2, 4 * 16)
+    torch.testing.assert_close(model(images).logits, seen @ model.classifier.weight.mT + model.classifier.bias)
+    assert model.classifier.weight.shape == (3, 64)
 
 
 def test_pooler_without_and_with_a_mask():
@@ -432,6 +553,66 @@ def test_prediction_transform_equals_berts():
     ours.dense.load_state_dict(theirs.dense.state_dict())
     x = torch.randn(2, 16)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+def heads_with(lm_head):
+    """Every language head with the same options of its decoder, tokens and labels."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50}
+    causal, both = ({**sizes, "attention": kind, "lm_head": lm_head} for kind in ("causal", "bidirectional"))
+    ids, special = torch.arange(8)[None], {"pad_token_id": 0, "decoder_start_token_id": 1}
+    seq2seq = TriuneSeq2SeqConfig(encoder=sizes, decoder={**sizes, "lm_head": lm_head}, **special)
+    models = (
+        *(TriuneForCausalLM(TriuneConfig(**causal)), TriuneForMaskedLM(TriuneConfig(**both))),
+        *(TriuneForPreTraining(TriuneConfig(**both)), TriuneForConditionalGeneration(seq2seq)),
+    )
+    return [(model.eval(), {"input_ids": ids, "labels": ids}) for model in models]
+
+
+@pytest.mark.parametrize("kind", ["plain", "transform"])
+def test_logits_are_capped_as_gemma_2_does_it(kind):
+    """cap * tanh(logits / cap) of the logits without it, for every language head, decoders with a bias and shared
+    ones; the loss is that of the capped logits, and its gradient is finite and reaches every parameter."""
+    cap, capped = 0.5, {"type": kind, "bias": True, "softcap": 0.5}
+    for (model, batch), (plain, _) in zip(heads_with(capped), heads_with({**capped, "softcap": None})):
+        spread(model)
+        plain.load_state_dict(model.state_dict())
+        found, free = (one(**batch) for one in (model, plain))
+        logits, expected = (getattr(one, "prediction_logits", one[1]) for one in (found, free))
+        torch.testing.assert_close(logits, cap * torch.tanh(expected / cap), atol=1e-5, rtol=1e-5)
+        assert logits.abs().max() <= cap < expected.abs().max()
+        torch.testing.assert_close(found.loss, model.loss_function(logits, batch["labels"], vocab_size=50))
+        found.loss.backward()
+        learning = {name: parameter.grad for name, parameter in model.named_parameters() if "seq_rel" not in name}
+        learning = {name: value for name, value in learning.items() if "pooler" not in name and "k_proj.b" not in name}
+        assert all(value.isfinite().all() and value.abs().max() > 0 for value in learning.values())
+
+
+def test_a_capped_model_equals_gemma_2s_head():
+    """Softcap against the lines of Gemma2ForCausalLM: its head on the same hidden states."""
+    from transformers.models.gemma2 import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"vocab_size": 50, "intermediate_size": 48, "head_dim": 8}
+    theirs = spread(Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=2.0, pad_token_id=0))).eval()
+    states = theirs.model(torch.arange(9)[None]).last_hidden_state
+    ours = TriuneForCausalLM(
+        TriuneConfig(**sizes, attention="causal", lm_head={"type": "plain", "softcap": 2.0}, pad_token_id=0)
+    )
+    with torch.no_grad():
+        ours.lm_head.weight.copy_(theirs.lm_head.weight)
+    expected = theirs(torch.arange(9)[None]).logits
+    torch.testing.assert_close(ours.logits_of(states), expected, atol=1e-6, rtol=1e-6)
+    assert 1.5 < expected.abs().max() <= 2.0
+
+
+def test_a_resized_decoder_keeps_its_cap():
+    """transformers puts another linear map in the decoder's place: the logits of the old tokens are what they were."""
+    model = spread(heads_with({"type": "plain", "softcap": 0.5})[0][0])
+    before = model(torch.arange(8)[None]).logits
+    model.resize_token_embeddings(60, mean_resizing=False)
+    after = model(torch.arange(8)[None]).logits
+    torch.testing.assert_close(after[..., :50], before)
+    assert after.abs().max() <= 0.5
 
 
 def test_mlp_classifier_equals_its_formula():

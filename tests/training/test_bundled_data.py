@@ -10,7 +10,7 @@ import torch
 
 from triune.training.data import bundled, letters
 from triune.training.data.images import Images, image_data, stratified_folds
-from triune.training.data.python_docs import docstrings, reference_topics
+from triune.training.data.python_docs import documented, reference_topics
 from triune.training.data.text import (
     RUN,
     WORD,
@@ -305,7 +305,8 @@ def test_pydocs_reads_modules_and_leaves_tests_out(pydocs):
 
 
 def test_docstrings_are_read_and_not_run():
-    """Module, classes and functions in the order of the file, cleaned; the source would fail if it were imported."""
+    """Module, classes and functions in the order of the file, by name and cleaned; the source would fail if it were
+    imported."""
     source = b'''"""Module."""
 raise RuntimeError
 class A:
@@ -320,7 +321,9 @@ class A:
 def d():
     """Last. \\d"""
 '''
-    assert docstrings(source) == ["Module.", "A class.\n\nExample:\n    indented", "inner", "Last. \\d"]
+    names, texts = zip(*documented(source))
+    assert names == ("", "A", "b()", "d()")
+    assert texts == ("Module.", "A class.\n\nExample:\n    indented", "inner", "Last. \\d")
 
 
 def test_pydocs_without_topics(monkeypatch):

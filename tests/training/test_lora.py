@@ -2,20 +2,29 @@
 
 import json
 import random
+import shutil
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_loop import Killed, assert_same_run, killed_at, sharding
 from two_processes import run_in_two
 
-from triune.configuration import TriuneConfig
-from triune.modeling import TriuneForCausalLM, TriuneForImageClassification, TriuneForSequenceClassification
+from triune.configuration import TriuneCLIPConfig, TriuneConfig
+from triune.configuration.configuration_triune_mae import TriuneMAEConfig
+from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
+from triune.modeling import (
+    TriuneCLIPModel,
+    TriuneForCausalLM,
+    TriuneForConditionalGeneration,
+    TriuneForImageClassification,
+    TriuneForMaskedImageModeling,
+    TriuneForSequenceClassification,
+)
 from triune.training import leaving, run
 from triune.training.adapters import add_adapters, merge, save_adapter
 from triune.training.arguments import parse
@@ -82,6 +91,24 @@ def test_what_is_trained(kind):
     assert torch.equal(logits_of(model), before)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rank", "trained"),
+    [
+        ({"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}, 8, 788_482),
+        ({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}, 4, 148_994),
+    ],
+    ids=["large", "base"],
+)
+def test_what_older_systems_trained(sizes, rank, trained):
+    """Their figures for DeBERTa-v3-large and -base, q and v and a classifier of two classes, to the digit, at their
+    sizes: r (d + d) for each map, and the whole head."""
+    with torch.device("meta"):
+        model = TriuneForSequenceClassification(TriuneConfig(vocab_size=128_100, num_labels=2, **sizes))
+        added = add_adapters(model, settings(rank=rank), ["classifier.weight", "classifier.bias"])
+    width, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    assert added.trained == layers * 2 * rank * (width + width) + 2 * width + 2 == trained
+
+
 def test_every_linear_map_of_the_layers():
     """`all-linear` against the sum over the seven maps of a Llama's layers; the tied decoder is not among them."""
     model = model_of("llama")
@@ -114,6 +141,50 @@ def test_merged_equals_unmerged(kind):
     assert set(model.state_dict()) == names
     assert largest(model.model.layers[1].self_attn.v_proj.weight, expected) < 1e-6
     assert largest(logits_of(model), unmerged) < 1e-5 < 1e-2 < largest(unmerged, plain)
+
+
+# Models of several stacks: the names of attention's maps are the same in all of them.
+NARROW = {**SMALL, "vocab_size": 40, "max_position_embeddings": 16}
+PATCHES = {"embedding": {"type": "patches", "image_size": 8, "patch_size": 4}}
+PIXELS, NOISE = torch.linspace(-2, 2, 384).view(2, 3, 8, 8), torch.linspace(0, 1, 8).view(2, 4)
+SEVERAL = {
+    "seq2seq": (
+        lambda: TriuneForConditionalGeneration(
+            TriuneSeq2SeqConfig(encoder=NARROW, decoder=NARROW, pad_token_id=0, decoder_start_token_id=1)
+        ),
+        {"input_ids": IDS, "decoder_input_ids": IDS},
+        2 * 3,  # the decoder's attention to the source too
+    ),
+    "mae": (
+        lambda: TriuneForMaskedImageModeling(TriuneMAEConfig(encoder={**SMALL, **PATCHES}, decoder=SMALL)),
+        {"pixel_values": PIXELS, "noise": NOISE},
+        2 * 2,
+    ),
+    "clip": (
+        lambda: TriuneCLIPModel(TriuneCLIPConfig(text=NARROW, vision={**SMALL, **PATCHES}, projection_dim=8)),
+        {"input_ids": IDS, "pixel_values": PIXELS},
+        2 * 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_stacks(kind):
+    """q and v of every stack, counted; nothing changes before a step; merged equals unmerged; and PEFT, which is not
+    told the maps, finds the same ones by the type of the model."""
+    build, batch, blocks = SEVERAL[kind]
+    model = build().eval()
+    with torch.no_grad():
+        before = model(**batch).logits
+        added = add_adapters(model, settings(rank=3, alpha=2.0))
+        assert torch.equal(model(**batch).logits, before)
+        assert len(added.maps) == 2 * blocks and added.trained == 2 * blocks * 3 * (16 + 16)
+        scatter(model)
+        unmerged = model(**batch).logits
+        merge(model)
+        assert largest(model(**batch).logits, unmerged) < 1e-5 < 1e-3 < largest(unmerged, before)
+    theirs = peft.get_peft_model(build(), peft.LoraConfig(r=3))
+    assert theirs.get_nb_trainable_parameters()[0] == added.trained
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -269,16 +340,47 @@ def test_an_interrupted_run_goes_on(base, tmp_path, monkeypatch):
         run.train(arguments(base / "data.jsonl", tmp_path / "broken", **{**flags, "lora_rank": 4}))
 
 
-def test_the_recipe(base, tmp_path):
-    """recipes/finetuning/lora.yaml for two steps, on another model and text: both folders are there."""
-    recipe = Path(__file__).parents[2] / "recipes/finetuning/lora.yaml"
-    flags = {"model_name_or_path": base / "base/model", "train_file": base / "data.jsonl", "output_dir": tmp_path}
-    flags |= {"validation_split_percentage": 20, "max_steps": 2, "warmup_steps": 0, "max_seq_length": 16}
-    words = [f"--{name}={value}" for name, value in flags.items()]
-    run.train(parse([str(recipe), *words, "--per_device_train_batch_size=4", "--mixed_precision=no"]))
-    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert config["r"] == 8 and len(config["target_modules"]) == 6
-    assert (tmp_path / "model/config.json").is_file()
+def test_a_run_of_two_towers(tmp_path):
+    """LoRA goes on from a saved CLIP: what has changed in the merged model against the maps that were named, and the
+    adapter's names against those of both towers."""
+    flags = {"task": "contrastive", "dataset_name": "shapes", "max_steps": 2, "warmup_steps": 0, "fast_fp32": "no"}
+    flags |= {"max_train_samples": 64, "max_eval_samples": 16, "per_device_train_batch_size": 8}
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {"text": small, "vision": {**small, "embedding": {"patch_size": 16}}, "projection_dim": 8}
+    given = (
+        {"config": json.dumps(towers), "output_dir": tmp_path / "base"},
+        {"model_name_or_path": tmp_path / "base/model", "lora_rank": 2, "output_dir": tmp_path / "lora"},
+    )
+    for own in given:
+        run.train(parse([word for name, value in {**flags, **own}.items() for word in (f"--{name}", str(value))]))
+    before, after = (load_file(tmp_path / name / "model/model.safetensors") for name in ("base", "lora"))
+    maps = {f"{tower}_model.layers.0.self_attn.{kind}_proj" for tower in ("text", "vision") for kind in "qv"}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        f"{name}.weight" for name in maps
+    }
+    adapter = load_file(tmp_path / "lora/adapter/adapter_model.safetensors")
+    assert {name.split(".lora_")[0] for name in adapter} == {f"base_model.model.{name}" for name in maps}
+
+
+def test_a_checkpoint_has_what_is_trained(base, tmp_path):
+    """Files of weights, averages and best weights against the names of what learns; and a base that has changed since
+    is told, not trained on."""
+    source = shutil.copytree(base / "base/model", tmp_path / "source")
+    flags = {"task": "sequence_classification", "model_name_or_path": source, "ema_decay": 0.9, **LORA}
+    told = arguments(base / "data.jsonl", tmp_path / "run", **flags)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, 7)
+        run.train(told)
+    maps = [f"model.layers.{place}.self_attn.{kind}_proj" for place in (0, 1) for kind in "qv"]
+    learned = {f"{name}.lora_{matrix}.default.weight" for name in maps for matrix in "AB"}
+    learned |= {"classifier.weight", "classifier.bias"}
+    files = [*(tmp_path / "run/checkpoints").rglob("model.safetensors"), *tmp_path.rglob("ema.safetensors")]
+    assert len(files) >= 4 and all(set(load_file(file)) == learned for file in files)
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="belongs to another base: model_name_or_path has other weights"):
+        run.train(told)
 
 
 def train_as(rank, data, folder, source, kind):

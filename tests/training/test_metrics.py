@@ -74,7 +74,7 @@ def test_records_of_logits(dtype):
     assert (records.prediction == order[:, 0]).all()
     assert (records.rank == [list(row).index(label) for row, label in zip(order, labels[counted])]).all()
     assert (records.label == labels[counted].numpy()).all()
-    assert [column.dtype for column in records] == [np.float32, np.int64, np.int64, np.int64]
+    assert [column.dtype for column in records.columns] == [np.float32, np.int64, np.int64, np.int64]
 
 
 def test_ties_go_to_the_smaller_class():
@@ -108,9 +108,9 @@ def test_large_logits_are_read_in_parts(monkeypatch):
 def test_records_without_a_label_that_counts():
     """A batch of ignored labels is an empty record, which adds nothing; an evaluation of those alone is refused."""
     empty = record(torch.randn(3, 5), torch.full((3,), -100))
-    assert [column.shape for column in empty] == [(0,)] * 4
+    assert [column.shape for column in empty.columns] == [(0,)] * 4
     full = made_up(10, 5)
-    assert all((a == b).all() for a, b in zip(concatenate([empty, full, empty]), full))
+    assert all((a == b).all() for a, b in zip(concatenate([empty, full, empty]).columns, full.columns))
     assert len(concatenate([]).label) == 0
     for measure in (language_metrics, collapsed, lambda records: classification_metrics(records, 5)):
         with pytest.raises(ValueError, match="no label that counts"):
@@ -209,7 +209,7 @@ def test_any_split_gives_the_same_bits(seed):
     records = records._replace(loss=(records.loss * 10.0 ** draw.integers(-6, 4, 3001)).astype(np.float32))
     order = draw.permutation(3001)
     borders = np.sort(draw.integers(0, 3001, 11))
-    batches = [Records(*(column[where] for column in records)) for where in np.split(order, [0, *borders])]
+    batches = [records.take(where) for where in np.split(order, [0, *borders])]
     gathered = concatenate([concatenate(batches[rank::3]) for rank in range(3)])
     assert same(language_metrics(gathered, 9999), language_metrics(records, 9999))
     assert same(classification_metrics(gathered, 12), classification_metrics(records, 12))

@@ -28,8 +28,9 @@ from triune.modeling import (
     TriuneModel,
 )
 from triune.training import prediction
+from triune.training.answering.go_on import Drawn, choices
 from triune.training.image_processor import build_processor
-from triune.training.prediction import Drawn, choices, load
+from triune.training.prediction import load
 from triune.training.sampling import generator
 from triune.training.tokenizers import train_tokenizer
 

@@ -1,5 +1,6 @@
 """Every recipe in the repository: loaded, its model built, trained for a step on a part of its data, and saved."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,30 +15,54 @@ from triune.training.tasks import TASKS
 
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "recipes/finetuning").glob("*.yaml"))]
 PART = {"masked_lm": ("--max_train_samples", "60", "--max_eval_samples", "1")}
 PART["causal_lm"] = PART["masked_lm"]
+PART["span_corruption"] = PART["masked_lm"]
+PART["seq2seq"] = ("--max_train_samples", "200", "--max_eval_samples", "8")
 PART["pretraining"] = ("--max_train_samples", "60", "--max_eval_samples", "4")
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """accelerate keeps its state for the process."""
+def plain(monkeypatch):
     monkeypatch.setattr(leaving.figures, "available", lambda: False)
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory):
+    """The run folder of a recipe after one step on a part of its data, made once. Fine-tuning goes on from the model
+    that its recipe names, after a step of its own."""
+    done = {}
+
+    def make(recipe):
+        if recipe.stem not in done:
+            content, folder = yaml.safe_load(recipe.read_text()), tmp_path_factory.mktemp(recipe.stem)
+            flags = ["--max_steps", "1", "--warmup_steps", "0", "--output_dir", str(folder)]
+            if "model_name_or_path" in content:
+                before = Path(content["model_name_or_path"]).parent.name
+                flags += ["--model_name_or_path", str(make(ROOT / f"recipes/{before}.yaml") / "model")]
+            done[recipe.stem] = one_step([str(recipe), *flags, *PART.get(content["task"], ())], folder)
+        return done[recipe.stem]
+
+    return make
+
+
+def one_step(words, folder):
+    try:
+        assert run.train(parse(words))["loss"] > 0
+    finally:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()  # accelerate keeps it for the process
+    return folder
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_takes_a_step(recipe, tmp_path):
-    """One step, and the model folder loads into the class that the task names."""
-    content = yaml.safe_load(recipe.read_text())
-    flags = ("--max_steps", "1", "--warmup_steps", "0", "--output_dir", str(tmp_path), *PART.get(content["task"], ()))
-    metrics = run.train(parse([str(recipe), *flags]))
-    assert metrics["loss"] > 0
-    model = TASKS[content["task"]].head.from_pretrained(tmp_path / "model")
+def test_a_recipe_takes_a_step(recipe, stepped):
+    """One step, and the model folder loads into the class that the task names; an adapter is beside it after LoRA."""
+    folder, content = stepped(recipe), yaml.safe_load(recipe.read_text())
+    model = TASKS[content["task"]].head.from_pretrained(folder / "model")
     assert_kept(model.config, content.get("config", {}))
+    assert (folder / "adapter/adapter_config.json").is_file() == ("lora_rank" in content)
 
 
 def assert_kept(config, wanted):
@@ -57,3 +82,12 @@ def test_a_recipe_says_what_it_is(recipe):
     """Its first line is what `--list` prints, and it fits on a screen."""
     lines = recipe.read_text().splitlines()
     assert lines[0].startswith("# ") and len(lines) < 50
+
+
+def test_every_recipe_is_listed():
+    """What `--list` shows against the files: those of fine-tuning too, and not what accelerate is told."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    listed = script.recipes(ROOT / "recipes")
+    assert [row[0] for row in listed] == list(map(str, RECIPES)) and all(all(row[:3]) for row in listed)

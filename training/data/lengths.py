@@ -1,16 +1,34 @@
-"""Texts of like length in a step: less padding, and still a random order.
+"""Texts of different lengths: kept without padding; and those of like length in a step, in a random order still.
 
-A pure function like everything that draws: https://arxiv.org/abs/1706.03762 grouped sentences by length, and
-transformers' Trainer does it in blocks, as is done here, so that a text has other neighbours in every epoch.
+The order is a pure function like everything that draws: https://arxiv.org/abs/1706.03762 grouped sentences by length,
+and transformers' Trainer does it in blocks, as is done here, so that a text has other neighbours in every epoch.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 
 BLOCK = 50  # steps whose samples are sorted together, at most
 BLOCKS = 4  # of which an epoch has so many, at least, so that not the same texts meet in every one
+
+
+class Ragged:
+    """Token ids of texts end to end, and where each begins."""
+
+    def __init__(self, rows: Sequence[Sequence[int]]):
+        self.lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
+        ids = [np.zeros(0, np.int32), *(np.asarray(ids, dtype=np.int32) for ids in rows)]
+        self.tokens = torch.from_numpy(np.concatenate(ids))
+        self.starts = np.cumsum(self.lengths) - self.lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        start = self.starts[place]
+        return self.tokens[start : start + self.lengths[place]].long()
 
 
 def length_grouped(lengths: Sequence[int], per_step: int, seed: int, epoch: int) -> np.ndarray:

@@ -42,6 +42,7 @@ CSV = Kind("from_csv", {"nrows": 1}, as_they_stand)
 TSV = Kind("from_csv", {"nrows": 1, "sep": "\t"}, lambda columns: {**as_they_stand(columns), "sep": "\t"})
 JSON = Kind("from_json", {}, lambda columns: {})
 PARQUET = Kind("from_parquet", {}, lambda columns: {"columns": columns})
+BESIDE_TEXT = {"label_column": "labels", "target_column": "targets"}  # what a table has and a text file has not
 TABLES = {".csv": CSV, ".tsv": TSV, ".json": JSON, ".jsonl": JSON, ".ndjson": JSON, ".parquet": PARQUET}
 
 
@@ -105,8 +106,9 @@ def file_batches(path: Path, name: str, columns: dict[str, str], section: int | 
     if table_kind(path):
         yield from counted(name, table_rows(path, columns))
         return
-    if "label_column" in columns:
-        raise ValueError(f"{path} has no columns: texts with labels come from CSV, JSON, JSON lines or Parquet")
+    for flag, what in BESIDE_TEXT.items():
+        if flag in columns:
+            raise ValueError(f"{path} has no columns: texts with {what} come from CSV, JSON, JSON lines or Parquet")
     for number, part in enumerate(text_parts(path, section)):
         rows = pyarrow.table({columns["text_column"]: [part]})
         yield Batch(name, None if section is None else number, rows)
@@ -185,12 +187,12 @@ def entries(source: Source, columns: dict[str, str], start: int = 0) -> Iterator
         position += len(batch.rows)
 
 
-def text_of(entry: Entry, column: str) -> str:
+def text_of(entry: Entry, column: str, flag: str = "text_column") -> str:
     value = entry.values[column]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"text_column={column!r} does not hold text: in {entry.name} it is {value!r:.60}")
+        raise ValueError(f"{flag}={column!r} does not hold text: in {entry.name} it is {value!r:.60}")
     return value
 
 

@@ -78,8 +78,8 @@ def check_bundled(data: DataArguments) -> None:
     for flag, only in fixed.items():
         if getattr(data, flag) != only:
             raise ValueError(
-                f"{flag}={getattr(data, flag)!r} does not go with dataset_name={BUNDLED!r}, which is always split and "
-                "cleaned alike"
+                f"{flag}={getattr(data, flag)!r} does not go with dataset_name={data.dataset_name!r}, which is always "
+                "split and cleaned alike"
             )
 
 

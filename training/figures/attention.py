@@ -53,11 +53,13 @@ def rollout_of(model, **inputs) -> torch.Tensor:
 
 def patch_rollout(model, pixel_values: torch.Tensor) -> torch.Tensor:
     """How much of the vector that the classifier reads comes from each patch: (batch, rows, columns), in multiples of
-    the mean. Pooling is a mean of some rows, so the model's own pooling is applied to the rollout."""
+    the mean. Pooling is a mean of some rows, so the model's own pooling is applied to the rollout; where all patches
+    stand side by side, each counts alike."""
     total = rollout_of(model, pixel_values=pixel_values)
     config = model.config
     prefix, cls = config.num_prefix_tokens, int(config.embedding["cls_token"])
-    pooled = POOLINGS[config.pooling["type"]](total, torch.ones(total.shape[:2]), prefix, cls)
+    kind = {"patches": "mean"}.get(config.pooling["type"], config.pooling["type"])
+    pooled = POOLINGS[kind](total, torch.ones(total.shape[:2]), prefix, cls)
     patch = config.embedding["patch_size"]
     grid = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
     patches = pooled[:, prefix:]

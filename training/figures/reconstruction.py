@@ -18,7 +18,7 @@ from triune.training.figures.style import (
 )
 
 
-ACROSS = 2  # triples in a row
+ACROSS = 2  # triples in a row, where there are so many
 PARTS = ("the image", "what is seen of it", "what the model draws")
 GAP, LINE = 0.3, 0.24  # between triples; below each
 
@@ -28,14 +28,15 @@ def draw_reconstructions(triples: Sequence, notes: Sequence[str], title: str):
         raise ValueError(f"{len(triples)} images and {len(notes)} notes: one for each is needed")
     if not len(triples):
         return empty_figure(title)
-    rows = -(-len(triples) // ACROSS)
-    block = (WIDTH - 2 * MARGIN - (ACROSS - 1) * GAP) / ACROSS
+    across = min(ACROSS, len(triples))
+    rows = -(-len(triples) // across)
+    block = (WIDTH - 2 * MARGIN - (across - 1) * GAP) / across
     side = block / len(PARTS)
     says = f"Side by side {', '.join(PARTS)}; below, the PSNR of what was hidden"
     figure = new_figure(WIDTH, HEADING + rows * (side + LINE) + MARGIN, title, says)
     axes = sheet(figure)
     for index, (triple, note) in enumerate(zip(triples, notes)):
-        row, column = divmod(index, ACROSS)
+        row, column = divmod(index, across)
         left, top = MARGIN + column * (block + GAP), HEADING + row * (side + LINE)
         for place, image in enumerate(triple):
             box = place_picture(axes, picture(image), left + place * side + 0.03, top, side - 0.06)

@@ -15,8 +15,11 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCardData
 
+from triune.configuration import TriuneMAEConfig, TriuneSeq2SeqConfig
+from triune.training.answering.go_on import DRAWN
 from triune.training.console import number, percent, quantity, shown
 from triune.training.hub import kept
+from triune.training.hub.architecture import architecture, sides
 from triune.training.hub.content import CARD, GOLDEN
 from triune.training.hub.facts import BUNDLED, Facts, Spread, of
 from triune.training.hub.markdown import (
@@ -34,7 +37,6 @@ from triune.training.hub.markdown import (
 )
 from triune.training.hub.metadata import HUB, MAIN, is_hub_name
 from triune.training.hub.metadata import metadata as head_of
-from triune.training.prediction import DRAWN
 from triune.training.report import replace
 
 
@@ -59,7 +61,13 @@ DOES = {
     "TriuneForImageClassification": "Names what an image shows, one of {classes} classes, as ViT does",
     "TriuneForSequenceClassification": "Sorts texts into {classes} classes",
     "TriuneForTokenClassification": "Sorts the tokens of a text into {classes} classes",
+    "TriuneSeq2SeqModel": "Turns a text into vectors, each of which has also seen the text that it is made from",
+    "TriuneForConditionalGeneration": "Writes a text from another one, which it reads from both sides, as T5 does",
+    "TriuneForMaskedImageModeling": "Draws what is hidden of an image from the rest of it, as MAE does",
+    "TriuneCLIPModel": "Says how well texts fit an image, in words that it is given when it is asked, as CLIP does",
 }
+GAPS = "span_corruption"  # a task whose model writes another thing than its head says
+FILLS_GAPS = "Writes what was cut out of a text, which it reads from both sides, as T5 was trained"
 MEANINGS = {
     "loss": "the mean of −ln p(right answer), in nats",
     "perplexity": "exp(loss)",
@@ -67,8 +75,25 @@ MEANINGS = {
     "accuracy": "the share of answers that are right",
     "top5_accuracy": "the share with the right answer among the five likeliest",
     "macro_f1": "the mean of the classes' F1",
+    "mlm_loss": "that of hidden tokens",
     "mlm_accuracy": "the share of hidden tokens that are found",
-    "nsp_accuracy": "the share of pairs of texts that are told apart: does the second follow the first?",
+    "word_loss": "that of the hidden words alone",
+    "word_accuracy": "the share of hidden words that are found, by their tokens",
+    "nsp_loss": "that of the verdicts on pairs of texts: does the second follow the first?",
+    "nsp_accuracy": "the share of verdicts that are right",
+    "psnr": "how far the mean squared error of the hidden patches lies below full brightness, in decibels",
+    "retrieval_at_1": "the share of images whose own caption fits best, and of captions whose own image does, among "
+    "those of up to 100 held-out pairs",
+    "image_to_text_at_1": "of images alone",
+    "text_to_image_at_1": "of captions alone",
+    "zero_shot_accuracy": "the share of images that are named right among all classes, by prompts alone",
+    "exact_match": "the share of texts that are written as they should be, to the letter",
+    "bleu": "of 100, how far words and their runs of up to four are those of the right text",
+    "chrf": "of 100, how far letters and their runs of up to six are those of the right text",
+}
+LOSSES = {  # where it is another one
+    "TriuneForPreTraining": "the sum of the two below, each the mean of −ln p(right answer), in nats",
+    "TriuneForMaskedImageModeling": "the mean squared error of the hidden patches, on the scale of the drawing",
 }
 PRECISIONS = {
     "no": "float32",
@@ -108,43 +133,10 @@ def plural(count: int, thing: str) -> str:
 
 
 def does(facts: Facts) -> str:
+    if facts.task == GAPS:
+        return FILLS_GAPS
     inputs = "texts" if facts.reads_text else "images"
     return DOES[facts.head].format(inputs=inputs, classes=len(facts.classes))
-
-
-def architecture(facts: Facts) -> str:
-    config = facts.config
-    shared = config.num_key_value_heads != config.num_attention_heads
-    position = {"none": "no positions"}.get(config.position["type"], f"{config.position['type']} positions")
-    gated = "gated " if config.feed_forward["type"] == "gated" else ""
-    parts = [
-        f"{facts.parameters:,} parameters" if facts.parameters else "",
-        f"{config.num_hidden_layers} layers of {config.hidden_size}",
-        f"{config.num_attention_heads} heads"
-        + (f", {config.num_key_value_heads} of keys and values" if shared else ""),
-        position,
-        f"{config.norm['type']} ({config.norm_placement}-norm)",
-        f"{gated}feed-forward of {config.intermediate_size} ({config.hidden_act})",
-        text_size(facts) if facts.reads_text else image_size(facts),
-    ]
-    return " · ".join(filter(None, parts))
-
-
-def text_size(facts: Facts) -> str:
-    return f"vocabulary of {facts.config.vocab_size:,} · at most {facts.config.max_position_embeddings:,} tokens"
-
-
-def image_size(facts: Facts) -> str:
-    embedding, (height, width) = facts.config.embedding, sides(facts)
-    colours = {1: "grey", 3: "RGB"}.get(embedding["num_channels"], f"{embedding['num_channels']} channels")
-    return (
-        f"images of {height} x {width} ({colours}) in patches of {embedding['patch_size']} x {embedding['patch_size']}"
-    )
-
-
-def sides(facts: Facts) -> tuple[int, int]:
-    rows, columns = facts.config.grid
-    return rows * facts.config.embedding["patch_size"], columns * facts.config.embedding["patch_size"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,7 +155,7 @@ def label(example: dict[str, Any]) -> Markdown:
 
 def sample(facts: Facts, path: str) -> Markdown:
     """An image; where it is too small to be recognised, a link to it."""
-    shown_as = "!" if min(sides(facts)) >= RECOGNISABLE else ""
+    shown_as = "!" if min(sides(facts.images)) >= RECOGNISABLE else ""
     return Markdown(f"{shown_as}[{inline(path)}]({address(path)})")
 
 
@@ -188,6 +180,27 @@ ANSWERED = {
     "TriuneForSequenceClassification": (
         ("text", "belongs to", "the model says"),
         lambda facts, one: (one["text"], label(one), likely(one["top"])),
+    ),
+    "TriuneForPreTraining": (
+        ("two texts", "the model's words", "of the second text it says", "the truth"),
+        lambda facts, one: (
+            one["text"].replace("\t", " | "),
+            Markdown("; ".join(likely(mask, "token_str") for mask in one["masks"])),
+            likely([one["verdict"]]) if "verdict" in one else "",
+            label(one),
+        ),
+    ),
+    "TriuneForConditionalGeneration": (
+        ("text", "the model writes", "was to be written"),
+        lambda facts, one: (one["text"], one.get("written", ""), one.get("label", "")),
+    ),
+    "TriuneForMaskedImageModeling": (
+        ("image", "what was hidden of it is drawn with a PSNR of"),
+        lambda facts, one: (sample(facts, one["image"]), f"{one['psnr']:.1f} dB"),
+    ),
+    "TriuneCLIPModel": (
+        ("image", "shows", "the model says"),
+        lambda facts, one: (sample(facts, one["image"]), label(one), likely(one["top"])),
     ),
 }
 
@@ -251,7 +264,8 @@ def baselines(facts: Facts, name: str) -> dict[str, float]:
 
 
 def meanings(facts: Facts) -> str:
-    found = "; ".join(f"{shown(name).label}: {MEANINGS[name]}" for name in facts.metrics if name in MEANINGS)
+    known = MEANINGS | ({"loss": LOSSES[facts.head]} if facts.head in LOSSES else {})
+    found = "; ".join(f"{shown(name).label}: {known[name]}" for name in facts.metrics if name in known)
     return f"{found[0].upper()}{found[1:]}." if found else ""
 
 
@@ -266,6 +280,11 @@ def not_beaten(facts: Facts) -> list[str]:
         for name, value in baselines(facts, facts.headline).items()
         if text(value) == text(own) or sign * value > sign * own
     ]
+
+
+def one_after_another(words: list[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,7 +372,8 @@ def title(facts: Facts, name: str) -> str:
 
 BETTER = '  # better: a commit id from "Files and versions": it pins weights and code'
 NEW_TOKENS = 40  # that a snippet asks for
-ONCE = "Once upon a time"  # where no input may be shown
+ONCE, GAP = "Once upon a time", "Once upon a <extra_id_0> there was a king."  # where no input may be shown
+LABELS = ["a text that fits", "a text that does not"]
 
 
 def names(facts: Facts, name: str, revision: str | None, example: dict[str, Any] | None) -> dict[str, Any]:
@@ -361,17 +381,29 @@ def names(facts: Facts, name: str, revision: str | None, example: dict[str, Any]
     hub, text, image = is_hub_name(name), (example or {}).get("text"), (example or {}).get("image")
     pinned = f"revision = {python(revision or MAIN)}{'' if revision else BETTER}"
     lines = [f"name = {python(name)}", *([pinned] if hub else [])]
-    processor = "AutoTokenizer" if facts.reads_text else "AutoImageProcessor"
     found = f"hf_hub_download(name, {python(image)}, revision=revision)" if hub else f"name + {python(f'/{image}')}"
     return {
         "hub": hub,
         "where": Markdown("\n".join(lines)),
         "at": Markdown("name, revision=revision" if hub else "name"),
-        "text": python(text or ONCE),
-        "classes_needed": Markdown(", ".join(sorted((facts.auto_class, processor)))),
+        "text": python(text or (GAP if facts.task == GAPS else ONCE)),
+        "pair": [python(part) for part in text.split("\t")] if text and text.count("\t") == 1 else None,
+        "labels": listed([one["label"] for one in (example or {}).get("top", [])] or LABELS),
+        "classes_needed": Markdown(", ".join(sorted((facts.auto_class, facts.processor)))),
         "fetched": bool(hub and image),
         "file": Markdown(found) if image else python("a picture of yours.png"),
     }
+
+
+def listed(texts: list[str]) -> Markdown:
+    return Markdown(f"[{', '.join(map(python, texts))}]")
+
+
+def new_tokens(facts: Facts) -> int:
+    """That a snippet asks for: behind a beginning as long, or of a target of its own."""
+    if isinstance(facts.config, TriuneSeq2SeqConfig):
+        return min(NEW_TOKENS, facts.config.decoder.max_position_embeddings - 1)
+    return min(NEW_TOKENS, (facts.texts.max_position_embeddings or 0) // 2) if facts.reads_text else 0
 
 
 def citation(facts: Facts, name: str) -> Markdown:
@@ -412,18 +444,20 @@ def context(facts: Facts, name: str, revision: str | None, examples: bool) -> di
         "example": bool(facts.examples) and examples,
         "described": list(facts.summary.get("data", {}).get("description", [])),
         "temperature": str(DRAWN["temperature"]),
-        "new_tokens": min(NEW_TOKENS, (facts.config.max_position_embeddings or 0) // 2),
+        "new_tokens": new_tokens(facts),
         "pictures": pictures(facts, examples),
         "measured": measured(facts),
         "meanings": meanings(facts),
         "headline": shown(facts.headline).label if facts.headline else "",
-        "not_beaten": " and ".join(not_beaten(facts)),
+        "not_beaten": one_after_another(not_beaten(facts)),
         "wrong": None if accuracy is None else round(1000 * (1 - accuracy)),
         "command": fence(one_line(facts.summary["command"]), "bash") if facts.summary.get("command") else None,
         "trained": trained(facts),
         "settings": settings(facts),
-        "image": None if facts.reads_text else " x ".join(map(str, sides(facts))),
-        "grey": not facts.reads_text and facts.config.embedding["num_channels"] == 1,
+        "image": " x ".join(map(str, sides(facts.images))) if facts.reads_images else None,
+        "grey": facts.reads_images and facts.images.embedding["num_channels"] == 1,
+        "gaps": facts.task == GAPS,
+        "hidden": f"{facts.config.mask_ratio:.0%}" if isinstance(facts.config, TriuneMAEConfig) else "",
         "golden": GOLDEN,
         "verify": fence(snippet(name, (revision or MAIN) if is_hub_name(name) else None, facts.auto_class), "python"),
         "citation": citation(facts, name),

@@ -22,8 +22,8 @@ import safetensors
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from triune.configuration import TriuneConfig
-from triune.configuration.configuration_triune import AUTO_MAP, HEADS, nearest
+from triune.configuration import CONFIGS, TriuneConfig, stack_reading
+from triune.configuration.configuration_triune import FamilyConfig, nearest
 from triune.configuration.export import source_files
 
 
@@ -31,9 +31,10 @@ CONFIG, CARD, LICENSE, RECIPE, GOLDEN = "config.json", "README.md", "LICENSE", "
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 TOKENIZER, TOKENIZER_CONFIG, IMAGE_PROCESSOR = "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # of several: an image processor stands in it, a tokenizer beside it
 FIXED = frozenset(
     {
-        *(CONFIG, "generation_config.json", CARD, LICENSE, RECIPE, GOLDEN, IMAGE_PROCESSOR, "processor_config.json"),
+        *(CONFIG, "generation_config.json", CARD, LICENSE, RECIPE, GOLDEN, IMAGE_PROCESSOR, PROCESSOR),
         *(TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
         *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
     }
@@ -107,10 +108,16 @@ def code_files(folder: Path) -> list[str]:
 
 
 def entry_modules(folder: Path) -> set[str]:
-    """The modules named by the family's `auto_map`, and by the folder's own."""
-    named = read_object(folder / CONFIG).get("auto_map")
-    values = [*AUTO_MAP.values(), *(named.values() if isinstance(named, dict) else ())]
+    """The modules named by the `auto_map` of this kind of model, and by the folder's own."""
+    found = read_object(folder / CONFIG)
+    named = found.get("auto_map")
+    values = [*kind_of(found).auto_classes.values(), *(named.values() if isinstance(named, dict) else ())]
     return {module for module in (str(value).rpartition(".")[0] for value in values) if module.isidentifier()}
+
+
+def kind_of(found: dict[str, Any]) -> type[FamilyConfig]:
+    """The class of a configuration; that of one stack, where a file does not say."""
+    return CONFIGS.get(str(found.get("model_type")), TriuneConfig)
 
 
 def imported(file: Path) -> list[str]:
@@ -190,7 +197,7 @@ def lacking(folder: Path, have: Mapping[str, Content] | None = None) -> list[str
         *lacking_weights(folder, have),
         *lacking_config(folder),
         *lacking_code(folder, have),
-        *lacking_processor(folder, have),
+        *lacking_processors(folder, have),
         *(f"{name} is missing: {PAPERS[name]}" for name in (LICENSE, GOLDEN, *wanted) if name not in have),
         *broken(have),
     ]
@@ -238,21 +245,25 @@ def tensor_names(file: Content) -> set[str]:
         return set(tensors.keys())
 
 
+REFUSED = (ValueError, TypeError, AttributeError, StrictDataclassError)  # what a configuration says no with
+
+
 def lacking_config(folder: Path) -> Iterator[str]:
-    """model_type, one head, the family's whole auto_map, values that are allowed."""
+    """model_type, one head, the whole auto_map of that kind of model, values that are allowed."""
     found = read_object(folder / CONFIG)
+    kind = kind_of(found)
     try:
-        TriuneConfig.from_dict(dict(found))
-    except (ValueError, TypeError, StrictDataclassError) as error:
+        kind.from_dict(dict(found))
+    except REFUSED as error:
         yield f"{CONFIG} is refused: {' '.join(str(error).split())}"
         return
-    if found.get("model_type") != TriuneConfig.model_type:
-        yield f"{CONFIG} has no model_type {TriuneConfig.model_type!r}: {SAVE}"
+    if found.get("model_type") not in CONFIGS:
+        yield f"{CONFIG} has no model_type, which is one of {', '.join(CONFIGS)}: {SAVE}"
     named = found.get("architectures")
-    if not (isinstance(named, list) and len(named) == 1 and named[0] in HEADS):
-        yield f"{CONFIG} has architectures {named!r}, and not one of {', '.join(HEADS)}: {SAVE}"
-    auto_map = found.get("auto_map") or {}
-    wrong = [key for key, value in AUTO_MAP.items() if auto_map.get(key) != value] if auto_map else ["every entry"]
+    if not (isinstance(named, list) and len(named) == 1 and named[0] in kind.heads):
+        yield f"{CONFIG} has architectures {named!r}, and not one of {', '.join(kind.heads)}: {SAVE}"
+    auto_map, whole = found.get("auto_map") or {}, kind.auto_classes
+    wrong = [key for key, value in whole.items() if auto_map.get(key) != value] if auto_map else ["every entry"]
     if wrong:
         yield f"auto_map in {CONFIG} lacks or changes {', '.join(wrong)}, so others would load other code: {SAVE}"
 
@@ -263,22 +274,26 @@ def lacking_code(folder: Path, have: Mapping[str, Content]) -> Iterator[str]:
         yield f"code is missing ({', '.join(missing)}), without which nobody can load the weights: {SAVE}"
 
 
-def lacking_processor(folder: Path, have: Mapping[str, Content]) -> Iterator[str]:
+def lacking_processors(folder: Path, have: Mapping[str, Content]) -> Iterator[str]:
     """Of a backbone nothing is asked: what comes before it may be someone else's affair."""
     found = read_object(folder / CONFIG)
-    if "TriuneModel" in (found.get("architectures") or ()):
+    if any(head in BACKBONES for head in found.get("architectures") or ()):
         return
-    entry = found.get("embedding", "tokens")
-    kind = entry.get("type") if isinstance(entry, dict) else entry
-    needed, what = NEEDED.get(kind, NEEDED["tokens"])
+    try:
+        config = kind_of(found).from_dict(dict(found))
+    except REFUSED:  # `lacking_config` says what is wrong with it
+        return
+    needed, what = NEEDED[tuple(embedding for embedding in ("tokens", "patches") if stack_reading(config, embedding))]
     missing = [name for name in needed if name not in have]
     if missing:
         yield f"{' and '.join(missing)} missing: save the {what} with {what}.save_pretrained(folder)"
 
 
+BACKBONES = ("TriuneModel", "TriuneSeq2SeqModel")
 NEEDED = {
-    "tokens": ((TOKENIZER, TOKENIZER_CONFIG), "tokenizer"),
-    "patches": ((IMAGE_PROCESSOR,), "image_processor"),
+    ("tokens",): ((TOKENIZER, TOKENIZER_CONFIG), "tokenizer"),
+    ("patches",): ((IMAGE_PROCESSOR,), "image_processor"),
+    ("tokens", "patches"): ((TOKENIZER, TOKENIZER_CONFIG, PROCESSOR), "processor"),
 }
 
 

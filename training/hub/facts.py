@@ -20,8 +20,8 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from triune.configuration import TriuneConfig
-from triune.configuration.configuration_triune import HEADS, nearest
+from triune.configuration import CONFIGS, TriuneConfig, stack_reading
+from triune.configuration.configuration_triune import FamilyConfig, nearest
 from triune.training.arguments import ABOUT_HERE, known_flags, read_yaml, without_folders
 from triune.training.folder import SUMMARY
 from triune.training.state import differences
@@ -48,7 +48,7 @@ class Seeds(NamedTuple):
 class Facts:
     title: str  # of a model that has no name on the Hub
     head: str
-    config: TriuneConfig
+    config: FamilyConfig
     parameters: int | None
     settings: dict[str, Any] = field(default_factory=dict)  # the flags that differ from their defaults
     summary: dict[str, Any] = field(default_factory=dict)  # empty where no run is known
@@ -56,15 +56,46 @@ class Facts:
 
     @property
     def auto_class(self) -> str:
-        return HEADS[self.head].auto_class
+        return self.config.heads[self.head].auto_class
 
     @property
     def pipeline_tag(self) -> str | None:
-        return HEADS[self.head].pipeline_tag
+        return self.config.heads[self.head].pipeline_tag or PIPELINES.get(self.head)
+
+    @property
+    def task(self) -> str:
+        """What it was trained to do; empty where it is not known."""
+        return str(self.summary.get("task") or self.settings.get("task") or "")
+
+    @property
+    def task_type(self) -> str | None:
+        """What the Hub calls what was measured, whether or not a pipeline does it."""
+        return self.pipeline_tag or MEASURED_AS.get(self.head)
+
+    @property
+    def texts(self) -> TriuneConfig | None:
+        """The stack that reads texts, if there is one."""
+        return stack_reading(self.config, "tokens")
+
+    @property
+    def images(self) -> TriuneConfig | None:
+        """The stack that reads images, if there is one."""
+        return stack_reading(self.config, "patches")
 
     @property
     def reads_text(self) -> bool:
-        return self.config.embedding["type"] == "tokens"
+        return self.texts is not None
+
+    @property
+    def reads_images(self) -> bool:
+        return self.images is not None
+
+    @property
+    def processor(self) -> str:
+        """The auto class of what turns inputs into tensors."""
+        if self.reads_text and self.reads_images:
+            return "AutoProcessor"
+        return "AutoTokenizer" if self.reads_text else "AutoImageProcessor"
 
     @property
     def classes(self) -> list[str]:
@@ -108,9 +139,21 @@ class Facts:
 # What an answer consists of.
 ANSWERS = {
     "TriuneForMaskedLM": ("text", "masks"),
+    "TriuneForPreTraining": ("text", "masks"),
     "TriuneForCausalLM": ("text", "continuation"),
+    "TriuneForConditionalGeneration": ("text",),  # a model may write nothing
     "TriuneForImageClassification": ("image", "top"),
     "TriuneForSequenceClassification": ("text", "top"),
+    "TriuneForMaskedImageModeling": ("image", "psnr"),
+    "TriuneCLIPModel": ("image", "top"),
+}
+
+# A pipeline that serves a head through another auto class: of the same folder it loads TriuneForMaskedLM.
+PIPELINES = {"TriuneForPreTraining": "fill-mask"}
+# Tasks of the Hub without a pipeline: of texts from texts it lists this one, of missing parts of images that one.
+MEASURED_AS = {
+    "TriuneForConditionalGeneration": "text2text-generation",
+    "TriuneForMaskedImageModeling": "image-to-image",
 }
 
 
@@ -123,6 +166,8 @@ class Bundled(NamedTuple):
     license: str
 
 
+RANDOM = "strings of 2 to 12 small letters and digits, drawn at random"
+OURS = "made by Triune's own code, under Apache-2.0"
 BUNDLED = {
     "pydocs": Bundled(
         language="en",
@@ -141,6 +186,26 @@ BUNDLED = {
         says="capital letters, drawn in the fonts that come with matplotlib",
         only="single printed capitals from A to Z, light on dark, 32 x 32 pixels large",
         license="the licences of the fonts that they are drawn in (DejaVu, STIX, BaKoMa)",
+    ),
+    "names": Bundled(
+        language="en",
+        says="docstrings of Python's standard library, and the names of the functions that they describe",
+        only="docstrings of Python's standard library, in English, and names of functions",
+        license="Python's own licence (PSF-2.0)",
+    ),
+    "copy": Bundled(None, "strings drawn at random, to be written once more", RANDOM, OURS),
+    "reverse": Bundled(None, "strings drawn at random, to be written backwards", RANDOM, OURS),
+    "photos": Bundled(
+        language=None,
+        says="crops of the two photographs that come with scikit-learn, a pagoda in China and a dahlia",
+        only="crops of two photographs, of a pagoda and of a dahlia, at half their size",
+        license="CC BY 2.0, of the photographers whom scikit-learn names",
+    ),
+    "shapes": Bundled(
+        language="en",
+        says="drawn scenes of one or two things, each a form in a colour, with captions",
+        only="drawings of five forms in eight colours, 32 x 32 pixels large, and the captions that describe them",
+        license=OURS,
     ),
 }
 
@@ -206,12 +271,14 @@ def is_pictures(value: Any) -> bool:
 def is_example(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    words = ("text", "label", "filled", "continuation")
+    words = ("text", "label", "filled", "continuation", "written")
     masks = value.get("masks", [])
     return (
         all(is_text(value.get(name, "")) for name in words)
         and bool(SAMPLE.fullmatch(str(value.get("image", "samples/0.png"))))
         and is_scores(value.get("top", []), "label")
+        and is_scores([value["verdict"]] if "verdict" in value else [], "label")
+        and is_number(value.get("psnr", 0))
         and isinstance(masks, list)
         and all(is_scores(one, "token_str") for one in masks)
     )
@@ -296,21 +363,21 @@ def read_settings(path: Path) -> dict[str, Any]:
     }
 
 
-def read_config(path: Path) -> tuple[str, TriuneConfig]:
+def read_config(path: Path) -> tuple[str, FamilyConfig]:
     """The head and its configuration."""
     content = read_json(path)
     kind = content.get("model_type") if isinstance(content, dict) else None
-    if str(kind).startswith(f"{TriuneConfig.model_type}-"):
-        raise ValueError(f"{path} describes a model of several stacks ({kind!r}), which has no full card yet")
-    if kind != TriuneConfig.model_type:
-        raise ValueError(f"{path} describes no Triune model: its model_type must be {TriuneConfig.model_type!r}")
+    if kind not in CONFIGS:
+        raise ValueError(
+            f"{path} describes no Triune model: its model_type must be one of {', '.join(CONFIGS)}, and is {kind!r}"
+        )
     try:
-        config = TriuneConfig.from_dict(content)
+        config = CONFIGS[kind].from_dict(content)
     except (TypeError, AttributeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{path} describes no Triune model: {' '.join(str(error).split())}") from error
     head = next(iter(config.architectures or ()), None)
-    if head not in HEADS:
-        raise ValueError(f"{path}: architectures={config.architectures!r} must name one of {', '.join(HEADS)}")
+    if head not in config.heads:
+        raise ValueError(f"{path}: architectures={config.architectures!r} must name one of {', '.join(config.heads)}")
     return head, config
 
 

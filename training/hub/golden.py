@@ -9,8 +9,9 @@ float32; `outputs.columns`, the entries of the last axis that are kept; `outputs
 is not at padding; for images `raw.images`, the picture before the processor. What else there is to say is JSON in the
 header, under one name: safetensors writes several in an order that changes, and the same model would be another file.
 
-Notable: the inputs are fixed, so nothing of the training data travels: two sentences, the second one padded; a drawn
-picture, neither square nor of the model's size. Computed as a downloader's `from_pretrained` does it, in the type of
+Notable: the inputs are fixed, so nothing of the training data travels: two sentences, the second one padded, or two
+pairs where the model has segments; a drawn picture, neither square nor of the model's size; a target by a formula for
+a decoder, and for MAE which patches are hidden. Computed as a downloader's `from_pretrained` does it, in the type of
 number that the weights are saved in, by one thread.
 
 Measured on the demonstration's models and on twelve layers as BERT has them, in parts of the largest output: 0.0 in a
@@ -36,9 +37,9 @@ from huggingface_hub import get_token
 from safetensors.torch import save
 from transformers import AutoTokenizer
 
-from triune.configuration import TriuneConfig
-from triune.configuration.configuration_triune import HEADS
-from triune.modeling import modeling_triune
+import triune.modeling as modeling
+from triune.configuration import TriuneConfig, TriuneMAEConfig, TriuneSeq2SeqConfig, stack_reading
+from triune.configuration.configuration_triune import FamilyConfig
 from triune.training.hub.content import GOLDEN, TOKENIZER, Content
 from triune.training.hub.scan import redact
 from triune.training.image_processor import load_processor, processed
@@ -70,6 +71,8 @@ def text_inputs(folder: Path, config: TriuneConfig) -> tuple[Tensors, dict[str, 
         raise ValueError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     texts = list(TEXTS if tokenizer.pad_token_id is not None else TEXTS[:1])
     how = {"padding": len(texts) > 1, "truncation": True, "max_length": length, "return_attention_mask": True}
+    segments = config.embedding["type_vocab_size"] > 1
+    how |= {"text_pair": [TEXTS[-1]] * len(texts), "return_token_type_ids": True} if segments else {}
     encoded = tokenizer(texts, return_tensors="pt", **how)
     highest = int(encoded["input_ids"].max())
     if highest >= config.vocab_size:
@@ -77,13 +80,18 @@ def text_inputs(folder: Path, config: TriuneConfig) -> tuple[Tensors, dict[str, 
             f"the tokenizer in {folder} is not this model's: it gives the id {highest}, and the model has "
             f"{config.vocab_size} (vocab_size)"
         )
-    inputs = {f"inputs.{name}": encoded[name] for name in ("input_ids", "attention_mask")}
-    return inputs, {"texts": texts, "tokenizer": how}
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if segments else []))
+    return {f"inputs.{name}": encoded[name] for name in names}, {"texts": texts, "tokenizer": how}
+
+
+def counted(rows: int, length: int, vocab_size: int) -> torch.Tensor:
+    """Ids by a formula: (rows, length)."""
+    return (torch.arange(rows * length) * 7 + 5).remainder(vocab_size).view(rows, length)
 
 
 def numbers(length: int, vocab_size: int) -> Tensors:
-    """Without a tokenizer: ids by a formula, the second row half as long."""
-    ids = (torch.arange(2 * length) * 7 + 5).remainder(vocab_size).view(2, length)
+    """Without a tokenizer: the second row half as long."""
+    ids = counted(2, length, vocab_size)
     mask = torch.ones_like(ids)
     mask[1, (length + 1) // 2 :] = 0
     return {"inputs.input_ids": ids, "inputs.attention_mask": mask}
@@ -106,7 +114,36 @@ def picture(channels: int, height: int, width: int) -> torch.Tensor:
     return torch.stack([torch.where(middle, 255 - drawn[one % 3], drawn[one % 3]) for one in range(channels)]).byte()
 
 
+def target_inputs(config: TriuneSeq2SeqConfig, tensors: Tensors) -> Tensors:
+    """What a decoder has written so far, for each text; behind the token that it begins with, where there is one."""
+    length = min(LENGTH, config.decoder.max_position_embeddings)
+    ids = counted(len(tensors["inputs.input_ids"]), length, config.decoder.vocab_size)
+    if config.decoder_start_token_id is not None:
+        ids[:, 0] = config.decoder_start_token_id
+    return {"inputs.decoder_input_ids": ids}
+
+
+def hiding_inputs(config: TriuneMAEConfig, tensors: Tensors) -> Tensors:
+    """Which patches are hidden: multiples of the golden ratio less their whole parts, of which no two are near."""
+    places = torch.arange(config.num_patches, dtype=torch.float64) * ((5**0.5 - 1) / 2)
+    return {"inputs.noise": places.frac().float().expand(len(tensors["inputs.pixel_values"]), -1).contiguous()}
+
+
 INPUTS = {"tokens": text_inputs, "patches": image_inputs}
+FURTHER = {TriuneSeq2SeqConfig: target_inputs, TriuneMAEConfig: hiding_inputs}
+
+
+def inputs(folder: Path, config: FamilyConfig) -> tuple[Tensors, dict[str, Any]]:
+    """All that the model reads, and how it was made: `further` is what no tokenizer or processor makes."""
+    tensors, how = {}, {}
+    for kind, make in INPUTS.items():
+        stack = stack_reading(config, kind)
+        found, told = make(folder, stack) if stack else ({}, {})
+        tensors |= found
+        how |= told
+    further = FURTHER.get(type(config), lambda config, tensors: {})(config, tensors)
+    told = {"further": sorted(name[7:] for name in further)} if further else {}
+    return {**tensors, **further}, {**how, **told}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,14 +155,16 @@ def compute(folder: Path) -> bytes:
     folder = Path(folder)
     config = load_config(str(folder))
     head = head_of(config, folder)
-    tensors, how = INPUTS[config.embedding["type"]](folder, config)
-    model = load_model(str(folder), getattr(modeling_triune, head))
-    answer = answered(model, inputs_of(tensors))
-    tensors |= kept(answer, tensors.get("inputs.attention_mask"), output_name(HEADS[head].auto_class))
+    auto_class = config.heads[head].auto_class
+    tensors, how = inputs(folder, config)
+    model = load_model(str(folder), getattr(modeling, head))
+    answer = answered(model, inputs_of(tensors), attribute_of(auto_class))
+    padding = None if "inputs.decoder_input_ids" in tensors else tensors.get("inputs.attention_mask")
+    tensors |= kept(answer, padding, f"outputs.{output_of(auto_class)}")
     page = {
         "about": "Inputs and what this model answers: a copy that answers the same is whole. Of the outputs only the "
         "entries outputs.columns of the last axis are kept, and they count only where outputs.real is true.",
-        "auto_class": HEADS[head].auto_class,
+        "auto_class": auto_class,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config._attn_implementation,
         "threads": 1,
@@ -135,24 +174,21 @@ def compute(folder: Path) -> bytes:
     return save(tensors, metadata={"golden": json.dumps(page, ensure_ascii=True)})
 
 
-def head_of(config: TriuneConfig, folder: Path) -> str:
+def head_of(config: FamilyConfig, folder: Path) -> str:
     found = config.architectures or []
-    if len(found) != 1 or found[0] not in HEADS:
-        raise ValueError(f"config.json in {folder} has architectures {found}, and not one of {', '.join(HEADS)}")
+    if len(found) != 1 or found[0] not in config.heads:
+        names = ", ".join(config.heads)
+        raise ValueError(f"config.json in {folder} has architectures {found}, and not one of {names}")
     return found[0]
-
-
-def output_name(auto_class: str) -> str:
-    return "outputs.last_hidden_state" if auto_class == "AutoModel" else "outputs.logits"
 
 
 def inputs_of(tensors: Tensors) -> Tensors:
     return {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("inputs.")}
 
 
-def answered(model: torch.nn.Module, inputs: Tensors) -> torch.Tensor:
+def answered(model: torch.nn.Module, inputs: Tensors, attribute: str) -> torch.Tensor:
     with torch.no_grad(), one_thread():
-        return model(**inputs)[0].float()
+        return getattr(model(**inputs), attribute).float()
 
 
 @contextmanager
@@ -202,6 +238,16 @@ def literal(text: str) -> str:
     return repr(text) if {"'", '"'} & set(text) else f'"{repr(text)[1:-1]}"'
 
 
+def output_of(auto_class: str) -> str:
+    """What is kept of an answer."""
+    return "last_hidden_state" if auto_class == "AutoModel" else "logits"
+
+
+def attribute_of(auto_class: str) -> str:
+    """Where it stands in the answer: `logits` of BERT's two tasks are those of both, and those of words are kept."""
+    return "prediction_logits" if auto_class == "AutoModelForPreTraining" else output_of(auto_class)
+
+
 def snippet(name: str, revision: str | None, auto_class: str) -> str:
     """The Python that compares a copy with its golden outputs. A folder has no revision."""
     if revision is None:
@@ -213,7 +259,7 @@ def snippet(name: str, revision: str | None, auto_class: str) -> str:
             f"name, revision = {literal(name)}, {literal(revision)}",
             'golden = load_file(hf_hub_download(name, "golden.safetensors", revision=revision))',
         ]
-    output = "last_hidden_state" if auto_class == "AutoModel" else "logits"
+    kept = f"outputs.{output_of(auto_class)}"
     return "\n".join(
         [
             "import torch",
@@ -225,8 +271,8 @@ def snippet(name: str, revision: str | None, auto_class: str) -> str:
             f"model = {auto_class}.from_pretrained(name, {pinned}trust_remote_code=True)",
             'inputs = {key[7:]: value for key, value in golden.items() if key.startswith("inputs.")}',
             "with torch.no_grad():",
-            '    answer = model(**inputs)[0].float()[..., golden["outputs.columns"]]',
-            f'difference = (answer - golden["outputs.{output}"])[golden["outputs.real"]].abs().max().item()',
+            f'    answer = model(**inputs).{attribute_of(auto_class)}.float()[..., golden["outputs.columns"]]',
+            f'difference = (answer - golden["{kept}"])[golden["outputs.real"]].abs().max().item()',
             "print(difference)  # 0.0; on other hardware or versions about 1e-5, of bfloat16 weights about 0.1",
         ]
     )
@@ -234,9 +280,8 @@ def snippet(name: str, revision: str | None, auto_class: str) -> str:
 
 def usage(name: str, revision: str, facts: Any) -> str:
     """The few lines that load a published model, and what turns inputs into tensors."""
-    processor = "AutoTokenizer" if facts.reads_text else "AutoImageProcessor"
-    variable = "tokenizer" if facts.reads_text else "processor"
-    auto_class = facts.auto_class
+    processor, auto_class = facts.processor, facts.auto_class
+    variable = "tokenizer" if processor == "AutoTokenizer" else "processor"
     return "\n".join(
         [
             f"from transformers import {auto_class}, {processor}",
@@ -277,16 +322,17 @@ def hide_triune() -> None:
 
 
 def made_again(raw: dict, page: dict, name: str, revision: str | None) -> dict:
-    """The inputs as the tokenizer or the processor of the copy makes them."""
+    """The inputs as the tokenizer and the image processor of the copy make them."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    made = {}
     if "texts" in page:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        return tokenizer(page["texts"], return_tensors="pt", **page["tokenizer"])
+        made |= tokenizer(page["texts"], return_tensors="pt", **page["tokenizer"])
     if "raw.images" in raw:
         processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil", trust_remote_code=False)
-        return processor(images=list(raw["raw.images"]), input_data_format="channels_first", return_tensors="pt")
-    return {}
+        made |= processor(images=list(raw["raw.images"]), input_data_format="channels_first", return_tensors="pt")
+    return made
 
 
 def digests_of(name: str, revision: str | None) -> dict:
@@ -316,27 +362,26 @@ def visit(name: str, revision: str | None) -> dict:
 
     torch.set_num_threads(1)
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=True)
-    entry = "." + config.architectures[0]
-    auto_class = next(key for key, value in config.auto_map.items() if value.endswith(entry))
+    folder = revision is None and Path(name).is_dir()
+    path = f"{name}/golden.safetensors" if folder else hf_hub_download(name, "golden.safetensors", revision=revision)
+    with safe_open(path, "pt") as file:
+        page = json.loads(file.metadata()["golden"])
+    auto_class, head = page["auto_class"], config.architectures[0]
+    assert config.auto_map[auto_class].endswith(f".{head}"), f"{auto_class} leads to {config.auto_map[auto_class]}"
     space = {}
     exec(snippet(name, revision, auto_class), space)
     model, golden = space["model"], space["golden"]
     places = [type(model).__module__, type(model.config).__module__]
     assert all(place.startswith("transformers_modules.") for place in places), f"the code is not the copy's: {places}"
     assert "triune" not in sys.modules, "an installed Triune was used, and not the copy"
-    folder = revision is None and Path(name).is_dir()
-    path = f"{name}/golden.safetensors" if folder else hf_hub_download(name, "golden.safetensors", revision=revision)
-    with safe_open(path, "pt") as file:
-        page = json.loads(file.metadata()["golden"])
     again = made_again(golden, page, name, revision)
     commit = None if folder else Path(path).parent.name  # of the snapshot in the cache
-    expected = golden["outputs.last_hidden_state" if auto_class == "AutoModel" else "outputs.logits"]
+    own = space["inputs"].keys() - set(page.get("further", ()))
+    expected = golden[f"outputs.{output_of(auto_class)}"]
     return {
         "difference": space["difference"],
         "largest": expected[golden["outputs.real"]].abs().max().item(),
-        "inputs_equal": all(torch.equal(again[key], value) for key, value in space["inputs"].items())
-        if again
-        else None,
+        "inputs_equal": all(torch.equal(again[key], space["inputs"][key]) for key in own) if again else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "commit": commit,
         "code_commit": places[0].split(".")[-2] if commit else None,
@@ -359,7 +404,7 @@ def main(name: str, revision: str, result: str) -> None:
 
 
 # Sent as source, for the clean process has no Triune to import them from.
-PROGRAM = (literal, snippet, hide_triune, made_again, digests_of, visit, main)
+PROGRAM = (literal, output_of, attribute_of, snippet, hide_triune, made_again, digests_of, visit, main)
 
 
 def program() -> str:

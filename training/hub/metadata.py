@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from triune.configuration import stacks_of
 from triune.configuration.configuration_card import TAGS
 from triune.configuration.configuration_triune import nearest
 from triune.training.console import shown
@@ -40,8 +41,18 @@ TASKS = {
     "image-classification": "Image classification",
     "text-classification": "Text classification",
     "token-classification": "Token classification",
+    "zero-shot-image-classification": "Zero-shot image classification",
+    "text2text-generation": "Text to text generation",
+    "image-to-image": "Masked image modeling",
 }
-METRIC_IDS = {"accuracy": "accuracy", "perplexity": "perplexity", "macro_f1": "f1"}  # those of hf.co/metrics
+OF_HEADS = {
+    "TriuneForPreTraining": "Masked language modeling and next sentence prediction",
+    "TriuneCLIPModel": "Image-text retrieval and zero-shot image classification",
+}
+METRIC_IDS = {  # those of hf.co/metrics
+    **{"accuracy": "accuracy", "perplexity": "perplexity", "macro_f1": "f1", "zero_shot_accuracy": "accuracy"},
+    **{"bleu": "bleu", "chrf": "chrf", "exact_match": "exact_match"},
+}
 
 # What people decide: their own value stands, whatever is known here. Those that begin with extra_gated_ too.
 THEIRS = {"license", "license_name", "license_link", "language", "thumbnail", "new_version", "co2_eq_emissions"}
@@ -78,16 +89,20 @@ def checked_languages(names: str) -> str | list[str]:
 
 
 def tags(facts: Facts) -> list[str]:
-    config = facts.config
+    stacks = stacks_of(facts.config).values()
     words = {
-        "vision-transformer": not facts.reads_text,
+        "vision-transformer": facts.reads_images,
         "masked-language-modeling": facts.pipeline_tag == "fill-mask",
+        "next-sentence-prediction": facts.head == "TriuneForPreTraining",
         "causal-language-modeling": facts.pipeline_tag == "text-generation",
-        "rotary-embeddings": config.position["type"] == "rotary",
-        "relative-positions": config.position["type"] == "relative",
-        "rmsnorm": config.norm["type"] == "rmsnorm",
-        "gated-feed-forward": config.feed_forward["type"] == "gated",
-        "grouped-query-attention": config.num_key_value_heads < config.num_attention_heads,
+        "encoder-decoder": facts.config.is_encoder_decoder,
+        "masked-autoencoder": facts.head == "TriuneForMaskedImageModeling",
+        "contrastive-learning": facts.head == "TriuneCLIPModel",
+        "rotary-embeddings": any(stack.position["type"] == "rotary" for stack in stacks),
+        "relative-positions": any(stack.position["type"] == "relative" for stack in stacks),
+        "rmsnorm": any(stack.norm["type"] == "rmsnorm" for stack in stacks),
+        "gated-feed-forward": any(stack.feed_forward["type"] == "gated" for stack in stacks),
+        "grouped-query-attention": any(stack.num_key_value_heads < stack.num_attention_heads for stack in stacks),
     }
     return [*TAGS, *(word for word, applies in words.items() if applies)]
 
@@ -109,7 +124,7 @@ def dataset_type(name: str) -> str:
 
 def results(facts: Facts) -> list[EvalResult]:
     """What was measured, each with what it is to be compared with."""
-    if facts.pipeline_tag is None:
+    if facts.task_type is None:
         return []
     data, baselines = facts.data or "held-out data", facts.summary.get("baselines", {})
     compared = {
@@ -118,8 +133,8 @@ def results(facts: Facts) -> list[EvalResult]:
     }
     return [
         EvalResult(
-            task_type=facts.pipeline_tag,
-            task_name=TASKS[facts.pipeline_tag],
+            task_type=facts.task_type,
+            task_name=OF_HEADS.get(facts.head, TASKS[facts.task_type]),
             dataset_type=dataset_type(data),
             dataset_name=f"{data}, held out",
             dataset_config=facts.settings.get("dataset_config_name"),
@@ -136,14 +151,21 @@ def results(facts: Facts) -> list[EvalResult]:
 
 def widget(facts: Facts, name: str) -> list[dict[str, Any]]:
     """Inputs with recorded outputs: the Hub shows them, though nobody computes there."""
-    if facts.reads_text:
-        asked = [{"text": one["text"]} for one in facts.examples]
-    else:
-        asked = [{"src": f"{HUB}/{name}/resolve/{MAIN}/{address(one['image'])}"} for one in facts.examples]
     return [
-        {**ask, "example_title": f"Held out {place}", "output": output(one)}
-        for place, (ask, one) in enumerate(zip(asked, facts.examples), start=1)
+        {**asked(one, name, facts), "example_title": f"Held out {place}", "output": output(one)}
+        for place, one in enumerate(facts.examples, start=1)
     ]
+
+
+def asked(example: dict[str, Any], name: str, facts: Facts) -> dict[str, Any]:
+    """What a pipeline is given."""
+    if "text" in example:
+        return {"text": example["text"]}
+    source = {"src": f"{HUB}/{name}/resolve/{MAIN}/{address(example['image'])}"}
+    if not facts.reads_text:
+        return source
+    labels = ", ".join(one.get("label", "") for one in facts.examples)
+    return {**source, "candidate_labels": labels, "parameters": {"hypothesis_template": "{}"}}
 
 
 def output(example: dict[str, Any]) -> dict[str, str] | list[dict[str, Any]]:
@@ -156,7 +178,9 @@ def output(example: dict[str, Any]) -> dict[str, str] | list[dict[str, Any]]:
 def known(facts: Facts, name: str, examples: bool) -> dict[str, Any]:
     """What the files say."""
     bundled = BUNDLED.get(facts.settings.get("dataset_name", ""))
-    shows = examples and (facts.reads_text or is_hub_name(name))
+    # of pairs of texts, and where there is no pipeline, nothing that the Hub could show
+    pipes = facts.pipeline_tag is not None and facts.head != "TriuneForPreTraining"
+    shows = examples and pipes and (is_hub_name(name) or not facts.reads_images)
     found = {
         "license": LICENSE,
         "library_name": "transformers",
@@ -164,7 +188,7 @@ def known(facts: Facts, name: str, examples: bool) -> dict[str, Any]:
         "language": bundled and bundled.language,
         "datasets": facts.dataset and [facts.dataset],
         "base_model": facts.base_model,
-        "metrics": [METRIC_IDS[one] for one in facts.metrics if one in METRIC_IDS],
+        "metrics": list(dict.fromkeys(METRIC_IDS[one] for one in facts.metrics if one in METRIC_IDS)),
         "widget": widget(facts, name) if shows else None,
     }
     return {key: value for key, value in found.items() if value}

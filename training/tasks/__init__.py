@@ -6,7 +6,9 @@ from triune.training.tasks.image_classification import ImageClassification
 from triune.training.tasks.masked_image_modeling import MaskedImageModeling
 from triune.training.tasks.masked_lm import MaskedLanguageModeling
 from triune.training.tasks.pretraining import PreTraining
+from triune.training.tasks.seq2seq import Seq2Seq
 from triune.training.tasks.sequence_classification import SequenceClassification
+from triune.training.tasks.span_corruption import SpanCorruptionModeling
 from triune.training.tasks.task import Task
 
 
@@ -20,5 +22,7 @@ TASKS: dict[str, type[Task]] = {
         PreTraining,
         Contrastive,
         MaskedImageModeling,
+        Seq2Seq,
+        SpanCorruptionModeling,
     )
 }

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 from triune.modeling.modeling_triune import TriuneForCausalLM
 from triune.training.collators import IGNORED, labelled_batch
 from triune.training.data.packing import Row, ScoredRow
+from triune.training.memorisation import longest_copied_run
 from triune.training.metrics import Records, language_metrics
 from triune.training.sampling import generator
 from triune.training.tasks.language import LanguageModeling
@@ -70,7 +71,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     @torch.no_grad()
     def preview(self, model) -> list[str]:
-        """A beginning from the held-out text | how the model goes on."""
+        """A beginning from the held-out text | how the model goes on (and how much of that it has read)."""
         device = next(model.parameters()).device
         length = min(PROMPT, max(1, self.arguments.data.max_seq_length // 2))
         prompts = [ids[:length] for ids in self.preview_rows(self.scored)]
@@ -92,4 +93,12 @@ class CausalLanguageModeling(LanguageModeling):
         decode = self.processor.decode
         said = decode(ids[0], skip_special_tokens=True)
         given = decode(prompt, skip_special_tokens=True)
-        return f"{given.strip()} | {said[len(given) :].strip()}".replace("\n", " ⏎ ")
+        copied = self.copied(ids[0, len(prompt) :].tolist())
+        return f"{given.strip()} | {said[len(given) :].strip()}{copied}".replace("\n", " ⏎ ")
+
+    def copied(self, written: list[int]) -> str:
+        """How much of it was learnt by heart; of a stream nobody has all of the text."""
+        if self.arguments.data.streaming:
+            return ""
+        run = longest_copied_run(written, self.train.stream.ids)
+        return f" ({run} of {len(written)} tokens in a row stand in the training text)"

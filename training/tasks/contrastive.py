@@ -35,7 +35,7 @@ from triune.training.figures.similarity import similarity_matrix, zero_shot_bars
 from triune.training.image_processor import ENOUGH, build_processor, load_processor, measured, normalised, processed
 from triune.training.metrics import Records, some
 from triune.training.sampling import Key, Plan, generator, permutation
-from triune.training.tasks.task import Batch, Task
+from triune.training.tasks.task import Batch, Example, Task
 from triune.training.tokenizers import load_or_train_tokenizer
 
 
@@ -43,7 +43,7 @@ BOARD, BOARDS = 100, 10  # pairs that are told apart at once; boards of a full e
 DRAWINGS = 10  # of each class, for zero-shot classification
 HELD_OUT = 1  # what sets the random numbers of held-out drawings apart from those of training
 IMAGE_SIZE = 64  # of files, unless the recipe says otherwise
-PREVIEWS, SHOWN_PAIRS, SHOWN_IMAGES = 4, 16, 6
+PREVIEWS, SHOWN_PAIRS, SHOWN_IMAGES, EXAMPLES = 4, 16, 6, 8
 
 
 class Classes(NamedTuple):
@@ -293,7 +293,12 @@ class Contrastive(Task):
         }
 
     def prepare(self, config: TriuneCLIPConfig) -> None:
-        entry = config.vision.embedding
+        entry, length = config.vision.embedding, self.arguments.data.max_seq_length
+        if config.text.position["type"] == "learned" and config.text.max_position_embeddings < length:
+            raise ValueError(
+                f"max_seq_length={length} is longer than the {config.text.max_position_embeddings} positions of the "
+                "text tower"
+            )
         if entry["num_channels"] != 3:
             raise ValueError(f"vision embedding num_channels={entry['num_channels']}: images are read with 3 (RGB)")
         size = entry["image_size"]
@@ -435,6 +440,20 @@ class Contrastive(Task):
             verdict = "ok" if captions[guess] == captions[place] else captions[guess]
             lines.append(f"{captions[place]} > {verdict} {float(row[guess]):.0%}")
         return lines
+
+    def examples(self) -> list[Example]:
+        """Neighbours, whose captions tell them apart and are the labels to choose from; in a list of labels commas
+        stand between them."""
+        found: dict[str, Any] = {}
+        for place in range(min(SHOWN_PAIRS, len(self.data.validation))):
+            picture, caption = self.data.validation.held_out(place)
+            if "," not in caption and len(self.tokenizer(caption).input_ids) <= self.arguments.data.max_seq_length:
+                found.setdefault(" ".join(caption.split()), picture)
+        captions = list(found)[:EXAMPLES]
+        if len(captions) < 2:
+            return []
+        images = self.data.validation.pixels([found[caption] for caption in captions], self.size)
+        return list(map(Example, images, captions))
 
     @torch.no_grad()
     def figures(self, model, records: Records, folder: Path) -> list[Path]:

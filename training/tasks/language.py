@@ -1,7 +1,7 @@
 """What masked and causal language models have in common: text, a tokenizer, packed rows, and rows that are scored."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from triune.training import figures
 from triune.training.arguments import Arguments
@@ -46,13 +46,22 @@ class LanguageModeling(Task):
         self.text = stream_text(data) if data.streaming else load_text(data)
         self.fingerprint = self.text.fingerprint
         texts = (document.text for document in self.known_documents())
-        self.processor = load_or_train_tokenizer(arguments.model, texts, length, self.tokenizer_kind, self.closes)
+        self.processor = self.tokenizer(texts)
+        row = self.row_length()
         if data.streaming:
-            self.train = StreamedRows(self.text, self.processor, length, seed, self.words)
+            self.train = StreamedRows(self.text, self.processor, row, seed, self.words)
         else:
-            self.train = PackedRows(token_stream(self.text.train, self.processor, self.words), length, seed)
+            self.train = PackedRows(token_stream(self.text.train, self.processor, self.words), row, seed)
         self.scored = ScoredRows(self.text.headline, self.processor, length, self.stride(length))
         self.special = sorted(set(self.processor.all_special_ids))
+
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+        length = self.arguments.data.max_seq_length
+        return load_or_train_tokenizer(self.arguments.model, texts, length, self.tokenizer_kind, self.closes)
+
+    def row_length(self) -> int:
+        """Tokens of a training row."""
+        return self.arguments.data.max_seq_length
 
     def known_documents(self) -> Sequence[Document]:
         """Those of the training text that may be looked at before the first step."""
@@ -125,17 +134,20 @@ class LanguageModeling(Task):
 
     # -- measuring
 
+    def known_tokens(self) -> torch.Tensor:
+        """Of the training text, without special ones: those whose frequencies are counted."""
+        if self.arguments.data.streaming:
+            known = token_stream(self.known_documents(), self.processor).ids
+        else:
+            known = self.train.stream.ids[:ENOUGH]
+        return known[~torch.isin(known, torch.tensor(self.special, dtype=known.dtype))]
+
     def measure(self, records: Records) -> dict[str, float]:
         return language_metrics(records)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """What is reached without looking at any other token."""
-        if self.arguments.data.streaming:
-            known = token_stream(self.known_documents(), self.processor).ids
-        else:
-            known = self.train.stream.ids[:ENOUGH]
-        known = known[~torch.isin(known, torch.tensor(self.special, dtype=known.dtype))]
-        found = unigram(known, self.held_out_tokens, len(self.processor), self.scored.characters)
+        found = unigram(self.known_tokens(), self.held_out_tokens, len(self.processor), self.scored.characters)
         return {
             "loss": {"unigram entropy": found.entropy},
             "bits_per_character": {"unigram entropy": found.bits_per_character},

@@ -44,13 +44,13 @@ from triune.training.tasks.image_classification import (
     half_blocks,
     patch_size,
 )
-from triune.training.tasks.task import Batch, Task
+from triune.training.tasks.task import Batch, Example, Task
 
 
 FOLDER_SIZE = 64  # what images of different sizes become, unless the recipe says otherwise
 MASKING, ASKING = 2, 3  # what sets the random numbers of masks apart from those of anything else
 AT_ONCE = 64  # images of a baseline
-PREVIEWS, SHOWN = 2, 12  # images on the console, and in the figure
+PREVIEWS, SHOWN, EXAMPLES = 2, 12, 4  # images on the console, in the figure, and on the card
 
 
 class Masked(NamedTuple):
@@ -223,20 +223,10 @@ class MaskedImageModeling(Task):
         between 0 and 1; and which patches are masked."""
         dataset = self.evaluation(full=True)
         batch = self.collate([dataset[place] for place in permutation(len(dataset), 0, 0)[:count].tolist()])
-        device = next(model.parameters()).device
-        pixel_values, noise = batch["pixel_values"].to(device), batch["noise"].to(device)
-        answer = model(pixel_values=pixel_values, noise=noise)
-        whole = model.reconstruction(pixel_values, answer.logits, answer.mask)
-        images, rebuilt = (denormalised(self.processor, pixels.cpu()) for pixels in (pixel_values, whole))
-        mask = answer.mask.cpu()
-        patches = patchify(images, self.patch)
-        visible = unpatchify(patches * (1 - mask[..., None]), self.config.encoder.grid, self.patch)
-        return images, visible, rebuilt, mask
+        return redrawn(model, self.processor, batch["pixel_values"], batch["noise"])
 
     def quality(self, images: torch.Tensor, rebuilt: torch.Tensor, mask: torch.Tensor) -> list[float]:
-        """PSNR of the masked patches of each image."""
-        errors = patchify((images - rebuilt).square(), self.patch).mean(-1)
-        return [decibels(float(error)) for error in (errors * mask).sum(-1) / mask.sum(-1)]
+        return quality(images, rebuilt, mask, self.patch)
 
     def preview(self, model) -> list[str]:
         """In half blocks: an image, what is visible of it (the rest dark), what the model makes of it."""
@@ -249,6 +239,10 @@ class MaskedImageModeling(Task):
             lines += ["".join(part.ljust(width) for part in row).rstrip() for row in zip(*parts)]
             lines += [f"an image, its visible patches, the model's drawing: {decibel:.1f} dB"]
         return lines
+
+    def examples(self) -> list[Example]:
+        dataset = self.evaluation(full=True)
+        return [Example(dataset[place].image.pixels) for place in permutation(len(dataset), 0, 0)[:EXAMPLES].tolist()]
 
     def figures(self, model, records: Records, folder: Path) -> list[Path]:
         if not figures.available():
@@ -268,6 +262,27 @@ def counted(labels: torch.Tensor) -> torch.Tensor:
 def as_logits(errors: torch.Tensor) -> torch.Tensor:
     """(n) -> (n, 2): logits whose cross entropy with class 0 is the given number, as they are log-probabilities."""
     return torch.stack([-errors, (-torch.expm1(-errors)).log()], dim=-1)
+
+
+def redrawn(
+    model: TriuneForMaskedImageModeling, processor, pixel_values: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, what is visible of them, what the model makes of it, between 0 and 1; and which patches are masked."""
+    device = next(model.parameters()).device
+    pixel_values, noise = pixel_values.to(device), noise.to(device)
+    answer = model(pixel_values=pixel_values, noise=noise)
+    whole = model.reconstruction(pixel_values, answer.logits, answer.mask)
+    images, rebuilt = (denormalised(processor, pixels.float().cpu()) for pixels in (pixel_values, whole))
+    mask = answer.mask.cpu()
+    patches = patchify(images, model.patch_size)
+    visible = unpatchify(patches * (1 - mask[..., None]), model.config.encoder.grid, model.patch_size)
+    return images, visible, rebuilt, mask
+
+
+def quality(images: torch.Tensor, rebuilt: torch.Tensor, mask: torch.Tensor, patch: int) -> list[float]:
+    """PSNR of the masked patches of each image, which are between 0 and 1."""
+    errors = patchify((images - rebuilt).square(), patch).mean(-1)
+    return [decibels(float(error)) for error in (errors * mask).sum(-1) / mask.sum(-1)]
 
 
 def decibels(error: float) -> float:

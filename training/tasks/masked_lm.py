@@ -98,20 +98,8 @@ class MaskedLanguageModeling(LanguageModeling):
         length = self.arguments.data.max_seq_length
         part = min(PREVIEW_TOKENS, 3 * length // 4)
         rows = (self.processor(one, add_special_tokens=False).input_ids[:part] for one in self.passages())
-        found = (self.with_a_word_hidden(torch.tensor(ids)) for ids in rows)
+        found = (with_a_word_hidden(self.processor, torch.tensor(ids), self.special) for ids in rows)
         return [one for one in found if one is not None and len(self.processor(one.input).input_ids) <= length]
-
-    def with_a_word_hidden(self, ids: torch.Tensor) -> Example | None:
-        decode = self.processor.decode
-        words = [span for span in word_spans(self.processor, ids, self.special) if span[1] - span[0] == 1]
-        later = [span for span in words if span[0] >= len(ids) // 4] or words
-        if not later:
-            return None
-        start, end = max(later, key=lambda span: len(decode(ids[slice(*span)]).strip()))
-        before, word, after = (
-            decode(part, skip_special_tokens=True).strip() for part in (ids[:start], ids[start:end], ids[end:])
-        )
-        return Example(f"{before} {self.processor.mask_token} {after}".strip(), word)
 
     def filled_in(self, model, ids: torch.Tensor) -> str:
         device = next(model.parameters()).device
@@ -153,3 +141,16 @@ def word_spans(tokenizer, ids: torch.Tensor, special: list[int]) -> list[tuple[i
         for (start, end), word in zip(spans, letters)
         if word.isalpha() and end - start <= 3 and not set(ids[start:end].tolist()) & set(special)
     ]
+
+
+def with_a_word_hidden(tokenizer, ids: torch.Tensor, special: list[int]) -> Example | None:
+    """The longest word that is one token, not among the first; None where there is none."""
+    words = [span for span in word_spans(tokenizer, ids, special) if span[1] - span[0] == 1]
+    later = [span for span in words if span[0] >= len(ids) // 4] or words
+    if not later:
+        return None
+    start, end = max(later, key=lambda span: len(tokenizer.decode(ids[slice(*span)]).strip()))
+    before, word, after = (
+        tokenizer.decode(part, skip_special_tokens=True).strip() for part in (ids[:start], ids[start:end], ids[end:])
+    )
+    return Example(f"{before} {tokenizer.mask_token} {after}".strip(), word)

@@ -7,6 +7,7 @@ verdicts are two more classes behind the vocabulary.
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from triune.training.data.pairs import EVAL_SEED, HeldOutPairs, Pair, Texts, Tra
 from triune.training.data.text_sources import load_text
 from triune.training.metrics import Records, language_metrics
 from triune.training.sampling import Key, Plan, generator
-from triune.training.tasks.masked_lm import word_spans
-from triune.training.tasks.task import Batch, Task
+from triune.training.tasks.masked_lm import with_a_word_hidden, word_spans
+from triune.training.tasks.task import Batch, Example, Task
 from triune.training.tokenizers import load_or_train_tokenizer
 
 
@@ -183,9 +184,7 @@ class PreTraining(Task):
     def measure(self, records: Records) -> dict[str, float]:
         """`loss` is the sum of the two, as it is in training."""
         judged = records.label >= self.vocab_size
-        hidden, verdicts = (
-            language_metrics(Records(*(column[kind] for column in records))) for kind in (~judged, judged)
-        )
+        hidden, verdicts = (language_metrics(records.take(kind)) for kind in (~judged, judged))
         return {
             "loss": hidden["loss"] + verdicts["loss"],
             "mlm_loss": hidden["loss"],
@@ -218,6 +217,25 @@ class PreTraining(Task):
         and the verdict."""
         asked = HeldOutPairs(self.held_out, PREVIEWS)
         return [self.answered(model, asked[2 * place + place % 2]) for place in range(len(asked) // 2)]
+
+    def examples(self) -> list[Example]:
+        """Pairs with a TAB between the texts, the longest word of the second one hidden; and what is true of them."""
+        asked = HeldOutPairs(self.held_out, QUICK)
+        found = (self.example(asked[2 * place + place % 2]) for place in range(len(asked) // 2))
+        return list(islice((one for one in found if one is not None), PREVIEWS))
+
+    def example(self, pair: Pair) -> Example | None:
+        """None where a text is hardly words."""
+        length = self.arguments.data.max_seq_length
+        part = min(SHOWN, length // 3)  # of two texts, with room for their frame
+        words = word_spans(self.processor, pair.first[-part:], self.special)
+        hidden = with_a_word_hidden(self.processor, pair.second[:part], self.special)
+        if len(words) < max(2, part // 4) or hidden is None:
+            return None
+        first = self.said(pair.first[-part:][words[1][0] :])  # the first may be the end of a word
+        if len(self.processor(first, hidden.input).input_ids) > length:
+            return None
+        return Example(f"{first}\t{' '.join(hidden.input.split())}", f"{hidden.label}; {VERDICTS[pair.label]}")
 
     def answered(self, model, pair: Pair) -> str:
         device = next(model.parameters()).device

@@ -17,10 +17,10 @@ from triune.configuration.configuration_triune import TriuneConfig
 from triune.modeling.modeling_triune import TriuneForSequenceClassification
 from triune.training import figures
 from triune.training.arguments import Arguments
-from triune.training.collators import pad
+from triune.training.collators import padded
 from triune.training.data.baselines import majority_class
 from triune.training.data.labelled import LabelledText, load_labelled_text
-from triune.training.data.lengths import length_grouped
+from triune.training.data.lengths import Ragged, length_grouped
 from triune.training.metrics import Records, classification_metrics, confusion
 from triune.training.sampling import Key, Plan, permutation
 from triune.training.tasks.task import Batch, Example, Task
@@ -39,24 +39,20 @@ class LabelledTokens(NamedTuple):
 
 
 class EncodedTexts:
-    """Tokens end to end, and where each text begins."""
+    """Tokens of each text, and its class."""
 
     def __init__(self, texts: Sequence[str], labels: torch.Tensor, tokenizer, length: int):
-        encoded = tokenizer(list(texts), truncation=True, max_length=length, verbose=False)["input_ids"]
-        self.lengths = np.array([len(ids) for ids in encoded])
+        self.tokens = Ragged(tokenizer(list(texts), truncation=True, max_length=length, verbose=False)["input_ids"])
+        self.lengths, self.labels = self.tokens.lengths, labels
         if not self.lengths.all():
             empty = texts[int(self.lengths.argmin())]
             raise ValueError(f"the tokenizer makes no token of the text {empty!r:.60}, and adds none of its own")
-        self.tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded]))
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def sample(self, place: int) -> LabelledTokens:
-        start, length = self.starts[place], self.lengths[place]
-        return LabelledTokens(self.tokens[start : start + length].long(), int(self.labels[place]))
+        return LabelledTokens(self.tokens[place], int(self.labels[place]))
 
 
 class TrainingTexts(Dataset):
@@ -155,11 +151,8 @@ class SequenceClassification(Task):
         return HeldOutTexts(self.held_out, permutation(len(self.held_out), 0, 0)[:count])
 
     def collate(self, samples: list[LabelledTokens]) -> Batch:
-        ids = pad([sample.ids for sample in samples], self.processor.pad_token_id)
-        lengths = torch.tensor([len(sample.ids) for sample in samples])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
         labels = torch.tensor([sample.label for sample in samples])
-        return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+        return {**padded([sample.ids for sample in samples], self.processor.pad_token_id), "labels": labels}
 
     def units(self, batch: Batch) -> int:
         """Without padding."""

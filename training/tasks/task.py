@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from triune.training.arguments import Arguments
 from triune.training.collators import IGNORED
-from triune.training.metrics import Records
+from triune.training.metrics import Records, Written
 from triune.training.sampling import Plan, permutation
 
 
@@ -104,6 +104,15 @@ class Task(ABC):
         return total / count
 
     # -- measuring
+
+    def asked(self) -> Dataset | None:
+        """The held-out samples that a full evaluation has the model write an answer to, if it writes."""
+        return None
+
+    def written(self, model, batch: Batch) -> list[Written]:
+        """An answer to each sample of a batch of these; not to one whose labels are all IGNORED, which fills it up.
+        Every process calls this as often as the others, with a batch of as many samples."""
+        raise NotImplementedError
 
     @abstractmethod
     def measure(self, records: Records) -> dict[str, float]:
