@@ -1,0 +1,194 @@
+"""A published model as a Triune model that computes the same.
+
+    model = load("openai-community/gpt2")                              # or a folder; the head that it was saved with
+    model = load("google-bert/bert-base-uncased", head="TriuneForSequenceClassification")
+    model, report = load("...", output_loading_info=True)
+
+Strict: every tensor of the file goes somewhere, every parameter comes from somewhere, or one error names them all.
+With another head than the file has, what belongs to its own is left out, and what the new one needs starts fresh;
+the report says what.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+import triune.modeling as modeling
+from triune.configuration import CONFIGS
+from triune.configuration.configuration_triune import nearest
+from triune.conversion.families import FAMILIES
+from triune.conversion.family import Family, head_of
+from triune.conversion.files import Source, Tensors, opened
+from triune.conversion.rules import Plan, plan
+
+
+class Report(NamedTuple):
+    family: str
+    head: str
+    converted: int  # tensors that went into the model
+    left_out: list[str]  # of another head, as Triune calls them
+    copies: list[str]  # that stood in the file twice
+    fresh: list[str]  # that the file has not, as Triune calls them
+
+
+def load(
+    source: str,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
+    output_loading_info: bool = False,
+    attn_implementation: str | None = None,
+    **where: Any,
+) -> PreTrainedModel | tuple[PreTrainedModel, Report]:
+    """`head`: the name of a class of `triune.modeling`. `dtype`: by default the one in the file. `where`: revision,
+    token, cache_dir, subfolder, as `from_pretrained` takes them."""
+    place = Source(source, **where)
+    content = place.config()
+    family = family_of(content, source)
+    chosen = head_of(family, content.get("architectures")) if head is None else checked_head(family, head)
+    with opened(place.weights()) as tensors:
+        checkpoint = Checkpoint(family, tensors)
+        published = family.published_config.from_dict(content)
+        config = family.to_own(published, chosen, tied=checkpoint.tied)
+        config.check_head(chosen)
+        config.architectures, config.converted_from = [chosen], content
+        with torch.device("meta"):
+            model = getattr(modeling, chosen)._from_config(config, attn_implementation=attn_implementation)
+        report = fill(model, checkpoint, strict=head is None, dtype=dtype)
+    if model.can_generate() and place.file("generation_config.json"):
+        model.generation_config = GenerationConfig.from_pretrained(source, **place.where)
+    return (model, report) if output_loading_info else model
+
+
+def family_of(content: dict[str, Any], source: str) -> Family:
+    kind = content.get("model_type")
+    if kind in CONFIGS:
+        raise ValueError(f"{source!r} is a Triune model already: load it with from_pretrained")
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"{source!r} is of model_type {kind!r}, which is not converted; there are {', '.join(FAMILIES)}"
+            f"{nearest(kind, FAMILIES)}"
+        )
+    return FAMILIES[kind]
+
+
+def checked_head(family: Family, head: str) -> str:
+    known = family.kind.heads
+    if head not in known:
+        raise ValueError(f"head={head!r} is none of {family.name}: {', '.join(known)}{nearest(head, known)}")
+    return head
+
+
+def refuse(what: str, **wrong: Iterable[str]) -> None:
+    """One error that names all that is wrong."""
+    listed = [f"{kind.replace('_', ' ')}: {', '.join(names)}" for kind, names in wrong.items() if names]
+    if listed:
+        raise ValueError(f"{what} does not fit; {'; '.join(listed)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A checkpoint
+
+
+class Checkpoint:
+    """The tensors of a file by the names that its family has today: what files had before is renamed, a backbone that
+    was saved alone gets the prefix that it has below a head, and what holds no weights is left."""
+
+    def __init__(self, family: Family, tensors: Tensors):
+        self.family, self.tensors = family, tensors
+        found = {self.renamed(name): name for name in tensors}
+        if not any(name.startswith(family.prefix) for name in found):
+            found = {f"{family.prefix}{new}": name for new, name in found.items()}
+        self.names = {new: name for new, name in found.items() if not self.is_buffer(new)}
+
+    def renamed(self, name: str) -> str:
+        for pattern, replacement in self.family.old:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def is_buffer(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.family.buffers)
+
+    def get(self, name: str) -> torch.Tensor:
+        return self.tensors.get(self.names[name])
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a tensor stands under another name as well, number for number."""
+        other = self.family.copies.get(name)
+        return other in self.names and torch.equal(self.get(name), self.get(other))
+
+    @property
+    def tied(self) -> bool:
+        """Whether there is no head beside the table of embeddings."""
+        head = self.family.tied_by_file
+        return head not in self.names or self.is_copy(head)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Into a model
+
+
+def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: torch.dtype | None) -> Report:
+    """Into a model without memory; not `strict`: its head may be another one than the file's."""
+    family, head = checkpoint.family, type(model).__name__
+    rules, expected = family.rules(model.config), expected_tensors(model)
+    copies = [
+        name
+        for name in checkpoint.names
+        if not plan(rules, [name]).targets & expected.keys() and checkpoint.is_copy(name)
+    ]
+    made = plan(rules, [name for name in checkpoint.names if name not in copies])
+    left_out, fresh = sorted(made.targets - expected.keys()), sorted(expected.keys() - made.targets)
+    inside = [name for name in fresh if name.startswith("model.") and ".pooler." not in name]
+    refuse(
+        f"the checkpoint as {head}",
+        unknown=made.unknown,
+        left_over=left_out if strict else [],
+        missing=fresh if strict else inside,
+    )
+    state = taken(made, checkpoint, expected, dtype)
+    wanted = {name: tuple(model.get_parameter(there).shape) for name, there in expected.items()}
+    wrong = [
+        f"{name} {tuple(tensor.shape)} and not {wanted[name]}"
+        for name, tensor in state.items()
+        if tuple(tensor.shape) != wanted[name]
+    ]
+    refuse(f"the checkpoint as {head}", of_another_shape=wrong)
+    model.load_state_dict({expected[name]: tensor for name, tensor in state.items()}, strict=False, assign=True)
+    for name in state:
+        model.get_parameter(expected[name])._is_hf_initialized = True  # transformers' mark of what is loaded
+    model.tie_weights()
+    start(model)
+    model.config.dtype = next(iter(state.values())).dtype
+    model.eval()
+    return Report(family.name, head, len(state), left_out, copies, fresh)
+
+
+def expected_tensors(model: PreTrainedModel) -> dict[str, str]:
+    """What has to come from somewhere, as rules call it -> as the model does: a backbone alone lacks the prefix."""
+    alone = isinstance(model, (modeling.TriuneModel, modeling.TriuneSeq2SeqModel))
+    names = (name for name in model.state_dict() if name not in model.all_tied_weights_keys)
+    return {f"model.{name}" if alone else name: name for name in names}
+
+
+def taken(
+    made: Plan, checkpoint: Checkpoint, expected: dict[str, str], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Each tensor that the model has a place for."""
+    found: dict[str, torch.Tensor] = {}
+    for step in made.steps:
+        if expected.keys() >= set(step.targets):
+            found |= step.run(checkpoint.get)
+    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in found.items()}
+
+
+def start(model: PreTrainedModel) -> None:
+    """What the file has not starts as in a fresh model."""
+    for module in model.modules():
+        missing = [name for name, one in module.named_parameters(recurse=False) if one.is_meta]
+        for name in missing:
+            setattr(module, name, torch.nn.Parameter(torch.empty_like(getattr(module, name), device="cpu")))
+        if missing:
+            model._init_weights(module)
