@@ -1,6 +1,6 @@
 """What the recipes reach, over seeds: every figure that the README or a card quotes comes from a file written here.
 
-    make results                            # all of it: about two hours on two idle cores; goes on where it stopped
+    make results                            # all of it: more than an hour on two idle cores; goes on where it stopped
     python benchmarks/recipes.py nsp probe  # some of it, and what they need
     python benchmarks/recipes.py --seeds 0  # one seed of each
     python benchmarks/recipes.py --list     # what is there, and what is missing
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from triune.training.arguments import parse
+from triune.training.console import METRICS, percent
 from triune.training.environment import versions
 from triune.training.folder import SUMMARY
 from triune.training.report import read, replace
@@ -62,8 +63,6 @@ MEASURED = {
         further=(("loss", "loss in nats"),),
     ),
     "gpt": Result("gpt", "bits_per_character", "bits per character", "unigram entropy"),
-    "llama": Result("llama", "bits_per_character", "bits per character, Llama's parts", "unigram entropy"),
-    "modern": Result("modern", "bits_per_character", "bits per character, what came after", "unigram entropy"),
     "vit": Result("vit", "accuracy", "accuracy on `digits`, mean of five folds", "k-NN", parts=FOLDS),
     "letters": Result("letters", "accuracy", "accuracy on `letters`, in fonts never seen", "k-NN"),
     "nsp": Result(
@@ -82,37 +81,19 @@ MEASURED = {
         takes="tokenizer_name",
     ),
     "tuned": Result("finetuning/classifier", "accuracy", "the same, fine-tuned from `nsp`", "scratch", after="nsp"),
-    "tuned-decay": Result(
-        "finetuning/classifier",
-        "accuracy",
-        "the same, lower layers slower",
-        "scratch",
-        flags=(("layer_decay", 0.5),),
-        after="nsp",
-    ),
-    "tuned-head": Result(
-        "finetuning/classifier",
-        "accuracy",
-        "the same, the encoder frozen",
-        "majority class",
-        flags=(("freeze", r"^model\."), ("learning_rate", 0.01)),
-        after="nsp",
-    ),
-    "copy": Result("copy", "exact_match", "strings copied exactly, of lengths seen", "the source as it is"),
-    "reverse": Result("reverse", "exact_match", "strings reversed exactly", "the source as it is"),
-    "names": Result("names", "chrf", "chrF of a function's name, from its docstring", "a word of the source"),
-    "t5": Result("t5", "loss", "hidden spans, loss in nats", "unigram entropy"),
+    "copy": Result("copy", "exact_match", "strings copied exactly, of lengths seen", "most frequent target"),
+    "reverse": Result("reverse", "exact_match", "strings reversed exactly", "source as it is"),
+    "names": Result("names", "chrf", "chrF of a function's name, from its docstring", "rarest word"),
+    "t5": Result("t5", "word_loss", "words of hidden spans, loss in nats", "unigram entropy"),
     "mae": Result("mae", "psnr", "hidden patches of photographs", "mean of the visible"),
-    "mae-digits": Result(
-        "mae-digits", "psnr", "hidden patches of `digits`, mean of five folds", "mean of the visible", parts=FOLDS
-    ),
+    "mae-digits": Result("mae-digits", "psnr", "hidden patches of `digits`", "mean of the visible", parts=FOLDS[:1]),
     "probe": Result(
         "finetuning/probe",
         "accuracy",
         "`digits` by a linear map on what `mae-digits` sees",
         "logistic regression",
         after="mae-digits",
-        parts=FOLDS,
+        parts=FOLDS[:1],
     ),
     "clip": Result(
         "clip",
@@ -243,29 +224,22 @@ def baselines(results: dict, name: str, metric: str) -> dict[str, float]:
     return {**own, against: results[against]["summary"][metric]["mean"]} if against in MEASURED else own
 
 
-LOWER = ("loss", "bits_per_character", "mlm_loss", "nsp_loss", "perplexity")
-
-
 def ahead(results: dict, name: str) -> float:
     """By how many spreads the mean is better than the baseline."""
     result = MEASURED[name]
     found = results[name]["summary"][result.metric]
     better = found["mean"] - baselines(results, name, result.metric)[result.baseline]
-    return (-better if result.metric in LOWER else better) / max(found["spread"], 1e-12)
+    return (-better if METRICS[result.metric].lower_is_better else better) / max(found["spread"], 1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # As the README shows it
 
-DECIBELS, POINTS = ("psnr",), ("chrf", "bleu")
-
 
 def shown(metric: str, value: float) -> str:
-    if metric in DECIBELS:
-        return f"{value:.2f} dB"
-    if metric in POINTS:
-        return f"{value:.1f}"
-    return f"{value:.3f}" if metric in LOWER else f"{value:.2%}"
+    if METRICS[metric].text is percent:
+        return f"{value:.2%}"
+    return {"psnr": f"{value:.2f} dB", "chrf": f"{value:.1f}"}.get(metric, f"{value:.3f}")
 
 
 def row(results: dict, name: str, metric: str, says: str) -> str:

@@ -1,7 +1,10 @@
 """What recipes are said to reach is better than what knows nothing: the committed figures against their baselines."""
 
+import importlib.util
 import json
 import math
+import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,43 @@ def test_figures_of_the_checklist():
         mean = sum(runs) / len(runs)
         spread = math.sqrt(sum((run - mean) ** 2 for run in runs) / (len(runs) - 1))
         assert f"{kind.upper() if kind == 'cls' else kind} {mean:.1%} ± {spread:.1%}" in page
+
+
+def benchmark():
+    """benchmarks/recipes.py, which is no package."""
+    spec = importlib.util.spec_from_file_location("recipes", ROOT / "benchmarks" / "recipes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BENCHMARK = benchmark()
+
+
+@pytest.mark.parametrize("name", BENCHMARK.MEASURED)
+def test_a_result_is_ahead_of_its_baseline(name):
+    """Over three seeds, by more than two spreads, against the runs' own numbers and baselines."""
+    result, runs = BENCHMARK.MEASURED[name], RESULTS[name]["runs"]
+    seeds = sorted({run["seed"] for run in runs})
+    assert seeds == [0, 1, 2] and len(runs) == 3 * len(result.parts)
+    metric, sign = result.metric, -1 if result.metric in ("loss", "bits_per_character", "word_loss") else 1
+    means = [statistics.fmean(run[metric] for run in runs if run["seed"] == seed) for seed in seeds]
+    if result.baseline in RESULTS:
+        beside = statistics.fmean(run[metric] for run in RESULTS[result.baseline]["runs"])
+    else:
+        pattern = re.compile(result.baseline.replace("k-NN", r"\d+-NN"))
+        beside = statistics.fmean(
+            value for run in runs for other, value in run["baselines"][metric].items() if pattern.fullmatch(other)
+        )
+    assert sign * (statistics.fmean(means) - beside) > 2 * statistics.stdev(means)
+
+
+def test_copying_and_reversing_are_learned():
+    """Every run: more than 99 % of held-out strings exactly."""
+    assert min(run["exact_match"] for name in ("copy", "reverse") for run in RESULTS[name]["runs"]) > 0.99
+
+
+def test_hidden_patches_of_photographs():
+    """Every run: at least 3 dB above the mean of what is visible."""
+    for run in RESULTS["mae"]["runs"]:
+        assert run["psnr"] > 3 + run["baselines"]["psnr"]["mean of the visible"]
