@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import triune.conversion as conversion
 import triune.modeling as modeling
-from triune import conversion
 from triune.configuration import CONFIGS, stack_reading
 from triune.conversion.files import Source
 from triune.conversion.saving import BESIDE
