@@ -132,14 +132,18 @@ AXES: dict[str, dict[str, dict[str, Option]]] = {
             "patch_size": integer(16, 1),
             "num_channels": integer(3, 1),
             "cls_token": flag(True),
-            "num_register_tokens": integer(0, 0),  # after the CLS token, without positions
+            "distillation_token": flag(False),  # after the CLS token (DeiT)
+            "num_register_tokens": integer(0, 0),  # after those two, without positions
+            # Tokens that come with vectors given as `inputs_embeds`, in front of the patches, and have positions here.
+            "num_given_tokens": integer(0, 0),
+            "mask_token": flag(False),  # one that stood for hidden patches in pretraining (DINOv2): kept, not read
             "norm": one_of("none", "after", "first"),
             "patch_norms": flag(False),  # a norm on the pixels of a patch and one on its projection
             "bias": flag(True),
         },
     },
     "position": {
-        "learned": {},
+        "learned": {"frozen": flag(False)},  # a table that stays as it was loaded
         "none": {},
         "sinusoidal": {
             "dimensions": one_of(1, 2),  # 2: rows and columns of an image, half of the width each
@@ -164,6 +168,7 @@ AXES: dict[str, dict[str, dict[str, Option]]] = {
         "mean": {"dense": flag(False)},  # over the tokens that are not padding, or over the patches
         "last": {"dense": flag(False)},  # the last token that is not padding
         "registers": {"dense": flag(False)},  # the mean of the register tokens
+        "cls_and_mean": {},  # both, side by side (DINOv2)
         "patches": {},  # all of them side by side, for images of the model's own size
     },
     "lm_head": {
@@ -203,6 +208,11 @@ class Head(NamedTuple):
     auto_class: str
     needs: dict[str, str]
     pipeline_tag: str | None = None
+
+    @property
+    def is_backbone(self) -> bool:
+        """Without a head: its weights have no prefix in a file."""
+        return self.auto_class == "AutoModel"
 
 
 TEXT, IMAGE = {"embedding": "tokens"}, {"embedding": "patches"}
@@ -334,6 +344,7 @@ class FamilyConfig(PreTrainedConfig):
         if found != cls.model_type:
             raise ValueError(
                 f"this is a configuration of model_type {found!r}, and {cls.__name__} reads {cls.model_type!r}"
+                + ("" if str(found).startswith("triune") else "; triune.conversion.load reads published models")
             )
         refuse_remote_kernels(config_dict)
         kept = {key: value for key, value in config_dict.items() if cls._may_come_from_a_file(key)}
@@ -513,18 +524,25 @@ class TriuneConfig(FamilyConfig):
         if self.embedding["type"] == "tokens":
             return self.max_position_embeddings
         rows, columns = self.grid
-        return self.embedding["cls_token"] + rows * columns
+        return self.num_placed_tokens + rows * columns
+
+    @property
+    def num_placed_tokens(self) -> int:
+        """Tokens in front of the patches that have a position: CLS, DeiT's second one, those given."""
+        names = ("cls_token", "distillation_token", "num_given_tokens")
+        return sum(int(self.embedding.get(name, 0)) for name in names)
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens in front of the patches: CLS and registers."""
-        return self.embedding.get("cls_token", 0) + self.embedding.get("num_register_tokens", 0)
+        """All that is in front of the patches: those and the registers."""
+        return self.num_placed_tokens + self.embedding.get("num_register_tokens", 0)
 
     @property
     def pooled_size(self) -> int:
         """Numbers in the vector that stands for the whole input."""
-        rows, columns = self.grid if self.pooling["type"] == "patches" else (1, 1)
-        return rows * columns * self.hidden_size
+        kind = self.pooling["type"]
+        rows, columns = self.grid if kind == "patches" else (1, 1)
+        return self.hidden_size * (2 if kind == "cls_and_mean" else rows * columns)
 
     @property
     def adds_to_scores(self) -> bool:
@@ -641,8 +659,10 @@ class TriuneConfig(FamilyConfig):
 
     def _check_pooling(self) -> None:
         kind, patches = self.pooling["type"], self.embedding["type"] == "patches"
+        cls = (not patches or self.embedding["cls_token"], "a CLS token: set embedding cls_token=True")
         needs = {
-            "cls": (not patches or self.embedding["cls_token"], "a CLS token: set embedding cls_token=True"),
+            "cls": cls,
+            "cls_and_mean": cls,
             "registers": (
                 patches and self.embedding["num_register_tokens"] > 0,
                 "embedding 'patches' with num_register_tokens above 0",
@@ -652,7 +672,7 @@ class TriuneConfig(FamilyConfig):
         met, what = needs.get(kind, (True, ""))
         if not met:
             raise ValueError(f"pooling {kind!r} needs {what}")
-        if kind in ("cls", "registers") and self.attention["type"] == "causal":
+        if kind in ("cls", "cls_and_mean", "registers") and self.attention["type"] == "causal":
             raise ValueError(
                 f"pooling {kind!r} reads the first tokens, which see nothing after them in causal attention: "
                 "use 'last' or 'mean'"

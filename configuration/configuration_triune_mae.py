@@ -86,7 +86,8 @@ class TriuneMAEConfig(CompositeConfig):
             "image_size": grid,
             "patch_size": 1,
             "num_channels": channels,
-            "cls_token": False,  # the encoder's comes along
+            "cls_token": False,
+            "num_given_tokens": self.encoder.num_placed_tokens,  # the encoder's come along
         }
 
     @property

@@ -25,24 +25,39 @@ def same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the published configuration and the one of Triune's, or several that it decides together; "norm.eps"
-    is an option of an entry."""
+    """A field of the published configuration and the one of Triune's, or several on a side that are decided together;
+    "norm.eps" is an option of an entry."""
 
-    published: str
+    published: str | tuple[str, ...]
     own: str | tuple[str, ...]
-    there: Callable[[Any], Any] = same
+    there: Callable[..., Any] = same
     back: Callable[..., Any] = same
 
-    def put_own(self, content: dict[str, Any], value: Any) -> None:
-        if isinstance(self.own, str):
-            put(content, self.own, self.there(value))
-        else:
-            for name, part in zip(self.own, self.there(value)):
-                put(content, name, part)
+    def put_own(self, content: dict[str, Any], published: PreTrainedConfig) -> None:
+        values = [read(published, name) for name in names_of(self.published)]
+        if MISSING not in values:
+            put_all(content, self.own, self.there(*values))
 
     def put_published(self, content: dict[str, Any], own: FamilyConfig) -> None:
-        names = (self.own,) if isinstance(self.own, str) else self.own
-        put(content, self.published, self.back(*(read(own, name) for name in names)))
+        put_all(content, self.published, self.back(*(read(own, name) for name in names_of(self.own))))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A field of Triune's configuration that the published one does not tell: whether the file has a tensor."""
+
+    own: str
+    tensor: str
+    there: Any  # the value where it has
+    absent: Any
+    heads: tuple[str, ...] = ()  # of Triune, for which it matters; none named: all
+
+    def matters(self, head: str) -> bool:
+        return not self.heads or head in self.heads
+
+
+def names_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given
 
 
 def fields(*shared: str, **different: str) -> tuple[Field, ...]:
@@ -53,11 +68,11 @@ def fields(*shared: str, **different: str) -> tuple[Field, ...]:
 def under(published: str, own: str, members: Iterable[Field]) -> tuple[Field, ...]:
     """The same fields of a part: of a stack, as both sides call it."""
 
-    def inside(name: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return f"{own}.{name}" if isinstance(name, str) else tuple(f"{own}.{one}" for one in name)
+    def inside(place: str, name: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return f"{place}{name}" if isinstance(name, str) else tuple(f"{place}{one}" for one in name)
 
     return tuple(
-        dataclasses.replace(field, published=f"{published}{field.published}", own=inside(field.own))
+        dataclasses.replace(field, published=inside(published, field.published), own=inside(f"{own}.", field.own))
         for field in members
     )
 
@@ -80,6 +95,8 @@ HARMLESS = frozenset(
         *("initializer_factor", "projection_size"),
     }
 )
+# Positions that a file holds though a formula gives them: what is there stays as it is.
+FROZEN = {"type": "learned", "frozen": True}
 MISSING = object()
 # What of Triune's configuration says nothing about what is computed, where a family has no word for it.
 FREE = HARMLESS | {"initializer_range"}
@@ -102,6 +119,12 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
             content[name] = {"type": content[name]} if name in content else {}
         content = content[name]
     content[last] = value
+
+
+def put_all(content: dict[str, Any], paths: str | tuple[str, ...], found: Any) -> None:
+    """One value at a path, or one for each of several."""
+    for path, value in [(paths, found)] if isinstance(paths, str) else zip(paths, found):
+        put(content, path, value)
 
 
 def leaves(content: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -134,7 +157,8 @@ class Family:
     buffers: tuple[str, ...] = ()  # patterns of names that hold no weights
     old: tuple[tuple[str, str], ...] = ()  # patterns of names that files had before -> as they are now
     kind: type[FamilyConfig] = TriuneConfig
-    tied_by_file: str = ""  # the tensor of a head that the configuration does not tell from the embeddings
+    facts: tuple[Fact, ...] = ()
+    computed: tuple[str, ...] = ()  # tables of its files, as Triune calls them, that a formula may stand for here
 
     @cached_property
     def published_config(self) -> type[PreTrainedConfig]:
@@ -142,16 +166,15 @@ class Family:
 
     # -- there
 
-    def to_own(self, published: PreTrainedConfig, head: str, tied: bool | None = None) -> FamilyConfig:
-        """`tied`: whether the file has no head of its own, where that decides."""
+    def to_own(self, published: PreTrainedConfig, head: str, has: Callable[[Fact], bool]) -> FamilyConfig:
+        """`has`: whether the file has the tensor of a fact."""
         self.refuse(published)
         found = copy.deepcopy({**self.base, **self.of_head.get(head, {})})
         for field in self.fields:
-            value = read(published, field.published)
-            if value is not MISSING:
-                field.put_own(found, value)
-        if self.tied_by_file and tied is not None:
-            found["tie_word_embeddings"] = tied
+            field.put_own(found, published)
+        for fact in self.facts:
+            if fact.matters(head):
+                put(found, fact.own, copy.deepcopy(fact.there if has(fact) else fact.absent))
         own = self.kind(**found)
         for name in LABELS:
             if getattr(published, name, None) is not None:
@@ -165,7 +188,7 @@ class Family:
             if value is not MISSING and value not in allowed:
                 listed = " or ".join(map(repr, allowed))
                 raise ValueError(f"{self.name}: {name}={value!r} is not converted: Triune has {listed} only")
-        known = {*(field.published for field in self.fields), *self.only, *self.silent}
+        known = {*(name for field in self.fields for name in names_of(field.published)), *self.only, *self.silent}
         found, default = (dict(leaves(one.to_dict())) for one in (published, self.published_config()))
         for path, value in found.items():
             told = path in known or not HARMLESS.isdisjoint(path.split(".")) or not known.isdisjoint(parents(path))
@@ -179,8 +202,11 @@ class Family:
         the options that the family has not."""
         if not isinstance(own, self.kind):
             raise ValueError(f"a configuration of model type {own.model_type!r} is none of {self.name}")
-        tied = getattr(own, "tie_word_embeddings", None)
-        if source is not None and not any(differences(self.to_own(source, head, tied), own)):
+
+        def has(fact: Fact) -> bool:
+            return read(own, fact.own) == fact.there
+
+        if source is not None and not any(differences(self.to_own(source, head, has), own)):
             return source
         found: dict[str, Any] = {} if source is None else source.to_dict()
         default = self.published_config()
@@ -191,7 +217,7 @@ class Family:
             field.put_published(found, own)
         found |= {name: getattr(own, name) for name in LABELS if getattr(own, name, None) is not None}
         published = self.published_config(**copy.deepcopy(found))
-        in_the_way = list(differences(self.to_own(published, head, tied), own))
+        in_the_way = list(differences(self.to_own(published, head, has), own))
         if in_the_way:
             raise ValueError(f"this model is not one of {self.name}: {'; '.join(in_the_way)}")
         return published

@@ -2,6 +2,7 @@
 
     model = load("openai-community/gpt2")                              # or a folder; the head that it was saved with
     model = load("google-bert/bert-base-uncased", head="TriuneForSequenceClassification")
+    model = load("mae_pretrain_vit_base.pth")                          # an author's own file, in a known layout
     model, report = load("...", output_loading_info=True)
 
 Strict: every tensor of the file goes somewhere, every parameter comes from somewhere, or one error names them all.
@@ -9,6 +10,7 @@ With another head than the file has, what belongs to its own is left out, and wh
 the report says what.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -20,8 +22,9 @@ import triune.modeling as modeling
 from triune.configuration import CONFIGS
 from triune.configuration.configuration_triune import nearest
 from triune.conversion.families import FAMILIES
-from triune.conversion.family import Family, head_of
+from triune.conversion.family import Fact, Family, head_of
 from triune.conversion.files import Source, Tensors, opened
+from triune.conversion.layouts import in_todays_layout
 from triune.conversion.rules import Plan, plan
 
 
@@ -29,7 +32,7 @@ class Report(NamedTuple):
     family: str
     head: str
     converted: int  # tensors that went into the model
-    left_out: list[str]  # of another head, as Triune calls them
+    left_out: list[str]  # of another head, as Triune calls them if it has it
     copies: list[str]  # that stood in the file twice
     fresh: list[str]  # that the file has not, as Triune calls them
 
@@ -40,26 +43,36 @@ def load(
     dtype: torch.dtype | None = None,
     output_loading_info: bool = False,
     attn_implementation: str | None = None,
+    config: dict[str, Any] | None = None,
     **where: Any,
 ) -> PreTrainedModel | tuple[PreTrainedModel, Report]:
-    """`head`: the name of a class of `triune.modeling`. `dtype`: by default the one in the file. `where`: revision,
-    token, cache_dir, subfolder, as `from_pretrained` takes them."""
+    """`head`: the name of a class of `triune.modeling`. `dtype`: by default the one in the file. `config`: fields of
+    the published configuration that the file does not tell, or tells wrongly. `where`: revision, token, cache_dir,
+    subfolder, as `from_pretrained` takes them."""
     place = Source(source, **where)
     content = place.config()
-    family = family_of(content, source)
-    chosen = head_of(family, content.get("architectures")) if head is None else checked_head(family, head)
     with opened(place.weights()) as tensors:
+        content, tensors = in_todays_layout(content, tensors, place.name)
+        content = merged(content, config or {})
+        family = family_of(content, place.name)
+        chosen = head_of(family, content.get("architectures")) if head is None else checked_head(family, head)
         checkpoint = Checkpoint(family, tensors)
         published = family.published_config.from_dict(content)
-        config = family.to_own(published, chosen, tied=checkpoint.tied)
-        config.check_head(chosen)
-        config.architectures, config.converted_from = [chosen], content
+        own = family.to_own(published, chosen, checkpoint.has)
+        own.check_head(chosen)
+        own.architectures, own.converted_from, own.name_or_path = [chosen], content, place.name
         with torch.device("meta"):
-            model = getattr(modeling, chosen)._from_config(config, attn_implementation=attn_implementation)
+            model = getattr(modeling, chosen)._from_config(own, attn_implementation=attn_implementation)
         report = fill(model, checkpoint, strict=head is None, dtype=dtype)
     if model.can_generate() and place.file("generation_config.json"):
         model.generation_config = GenerationConfig.from_pretrained(source, **place.where)
     return (model, report) if output_loading_info else model
+
+
+def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a part are merged as well."""
+    parts = {name: merged(content[name], new) for name, new in changes.items() if isinstance(content.get(name), dict)}
+    return {**content, **changes, **parts}
 
 
 def family_of(content: dict[str, Any], source: str) -> Family:
@@ -119,11 +132,11 @@ class Checkpoint:
         other = self.family.copies.get(name)
         return other in self.names and torch.equal(self.get(name), self.get(other))
 
-    @property
-    def tied(self) -> bool:
-        """Whether there is no head beside the table of embeddings."""
-        head = self.family.tied_by_file
-        return head not in self.names or self.is_copy(head)
+    def has(self, fact: Fact) -> bool:
+        return fact.tensor in self.names and not self.is_copy(fact.tensor)
+
+    def is_of_head(self, name: str) -> bool:
+        return bool(self.family.prefix) and not name.startswith(self.family.prefix)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,16 +153,18 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
         if not plan(rules, [name]).targets & expected.keys() and checkpoint.is_copy(name)
     ]
     made = plan(rules, [name for name in checkpoint.names if name not in copies])
-    left_out, fresh = sorted(made.targets - expected.keys()), sorted(expected.keys() - made.targets)
+    others = [] if strict else [name for name in made.unknown if checkpoint.is_of_head(name)]
+    left_out, fresh = sorted({*made.targets, *others} - expected.keys()), sorted(expected.keys() - made.targets)
     inside = [name for name in fresh if name.startswith("model.") and ".pooler." not in name]
     refuse(
         f"the checkpoint as {head}",
-        unknown=made.unknown,
+        unknown=[name for name in made.unknown if name not in others],
         left_over=left_out if strict else [],
         missing=fresh if strict else inside,
     )
     state = taken(made, checkpoint, expected, dtype)
-    wanted = {name: tuple(model.get_parameter(there).shape) for name, there in expected.items()}
+    own = model.state_dict()
+    wanted = {name: tuple(own[there].shape) for name, there in expected.items()}
     wrong = [
         f"{name} {tuple(tensor.shape)} and not {wanted[name]}"
         for name, tensor in state.items()
@@ -157,8 +172,9 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
     ]
     refuse(f"the checkpoint as {head}", of_another_shape=wrong)
     model.load_state_dict({expected[name]: tensor for name, tensor in state.items()}, strict=False, assign=True)
+    own = model.state_dict(keep_vars=True)
     for name in state:
-        model.get_parameter(expected[name])._is_hf_initialized = True  # transformers' mark of what is loaded
+        own[expected[name]]._is_hf_initialized = True  # transformers' mark of what is loaded
     model.tie_weights()
     start(model)
     model.config.dtype = next(iter(state.values())).dtype
@@ -168,20 +184,24 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
 
 def expected_tensors(model: PreTrainedModel) -> dict[str, str]:
     """What has to come from somewhere, as rules call it -> as the model does: a backbone alone lacks the prefix."""
-    alone = isinstance(model, (modeling.TriuneModel, modeling.TriuneSeq2SeqModel))
     names = (name for name in model.state_dict() if name not in model.all_tied_weights_keys)
-    return {f"model.{name}" if alone else name: name for name in names}
+    return {f"model.{name}" if is_backbone(model) else name: name for name in names}
+
+
+def is_backbone(model: PreTrainedModel) -> bool:
+    return model.config.heads[type(model).__name__].is_backbone
 
 
 def taken(
     made: Plan, checkpoint: Checkpoint, expected: dict[str, str], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
-    """Each tensor that the model has a place for."""
+    """Each tensor that the model has a place for, all of one type: of several in a file the widest."""
     found: dict[str, torch.Tensor] = {}
     for step in made.steps:
         if expected.keys() >= set(step.targets):
             found |= step.run(checkpoint.get)
-    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in found.items()}
+    dtype = dtype or functools.reduce(torch.promote_types, (tensor.dtype for tensor in found.values()))
+    return {name: tensor.to(dtype) for name, tensor in found.items()}
 
 
 def start(model: PreTrainedModel) -> None:

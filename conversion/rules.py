@@ -85,11 +85,31 @@ class Rolled(Same):
         return [one.roll(self.rows, 0) for one in tensors]
 
 
+@dataclass(frozen=True)
+class Interleaved(Same):
+    """Rows for the numbers of a patch: of each pixel all channels one after the other, and here channel by channel."""
+
+    channels: int
+
+    def there(self, tensors: Tensors) -> Tensors:
+        return [transposed(one, -1, self.channels) for one in tensors]
+
+    def back(self, tensors: Tensors) -> Tensors:
+        return [transposed(one, self.channels, -1) for one in tensors]
+
+
 SAME, TURNED = Same(), Turned()
 
 
 def turned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.mT.contiguous() if tensor.dim() == 2 else tensor
+
+
+def transposed(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The rows of a tensor as a table of them, read by columns."""
+    if tensor.shape[0] % max(rows, columns):
+        return tensor
+    return tensor.unflatten(0, (rows, columns)).transpose(0, 1).flatten(0, 1)
 
 
 def reshaped(tensor: torch.Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> torch.Tensor:
@@ -119,6 +139,11 @@ class Rule:
     def patterns(self) -> tuple[re.Pattern, re.Pattern]:
         """Of the first name on each side."""
         return pattern(self.published[0]), pattern(self.own[0])
+
+
+def layers(published: str, own: str, names: dict[str, str]) -> list[Rule]:
+    """The parts of each layer: where the layers are, and how both sides call a part."""
+    return [Rule(f"{published}.{{n}}.{name}.{{p}}", f"{own}.{{n}}.{there}.{{p}}") for name, there in names.items()]
 
 
 class Step(NamedTuple):

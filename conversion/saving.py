@@ -3,10 +3,11 @@
     save(model, "out")                       # as what it was loaded from
     save(model, "out", family="bert")        # a model that was trained here, if its configuration is one of BERT's
 
-The folder is complete or not there: it is written beside its place and then moved. Tokenizer and image processor are
-taken from where the model was loaded from, or from `beside`.
+The folder is complete or not there: it is written beside its place and then moved. Tokenizer and image processor come
+along from where the model was loaded from, or from `beside`.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -21,19 +22,13 @@ from transformers import PreTrainedModel
 from triune.configuration.configuration_triune import nearest
 from triune.conversion.families import FAMILIES
 from triune.conversion.family import Family
-from triune.conversion.loading import expected_tensors, refuse
+from triune.conversion.files import Source
+from triune.conversion.loading import expected_tensors, is_backbone, refuse
 from triune.conversion.rules import plan
 
 
 MAX_SHARD = "5GB"
-ALONE = ("TriuneModel", "TriuneSeq2SeqModel")  # without a head, and without the prefix that is there below one
 INDEX = "model.safetensors.index.json"
-# What turns inputs into tensors, and is not the configuration or the weights of a model.
-BESIDE = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
-    *("vocab.json", "merges.txt", "spiece.model", "source.spm", "target.spm", "chat_template.jinja"),
-    *("preprocessor_config.json", "processor_config.json"),
-)
 
 
 def save(
@@ -61,7 +56,7 @@ def save(
         write_tensors(tensors, place)
         if model.can_generate():
             model.generation_config.save_pretrained(place)
-        carry(Path(beside or model.name_or_path), place)
+        carry(model, beside, place)
         shutil.rmtree(target, ignore_errors=True)
         place.rename(target)
     return target
@@ -88,14 +83,33 @@ def architecture_of(family: Family, head: str, source: dict[str, Any]) -> str:
 
 def published_tensors(family: Family, model: PreTrainedModel, architecture: str) -> dict[str, torch.Tensor]:
     """Under the names of the family, in the order of the file."""
-    own = {name: model.get_parameter(there) for name, there in expected_tensors(model).items()}
+    state = model.state_dict()
+    own = {name: state[there] for name, there in expected_tensors(model).items()}
+    own |= {name: computed(model, name) for name in family.computed if name not in own}
     made = plan(family.rules(model.config), own, back=True)
     refuse(f"this model as {family.name}", unknown=made.unknown)
     found: dict[str, torch.Tensor] = {}
     for step in made.steps:
-        found |= step.run(lambda name: own[name].detach())
-    prefix = family.prefix if family.heads[architecture] in ALONE else ""
+        found |= step.run(own.get)
+    prefix = family.prefix if is_backbone(model) else ""
     return {name.removeprefix(prefix): tensor.contiguous() for name, tensor in sorted(found.items())}
+
+
+def carry(model: PreTrainedModel, beside: str | Path | None, folder: Path) -> None:
+    """What lies beside the weights that it came from, if they are still there."""
+    if beside is not None:
+        Source(str(beside)).carry(folder)
+    elif model.name_or_path:
+        with contextlib.suppress(ValueError):
+            Source(model.name_or_path).carry(folder)
+
+
+def computed(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """A table of positions, from the formula that stands for it."""
+    positions = model.get_submodule(name.removesuffix(".table.weight"))
+    frame, like = positions.frame, next(model.parameters())
+    places = torch.arange(frame.num_positions, device=like.device)[None]
+    return positions.addend(like, places, frame.grid).reshape(frame.num_positions, frame.hidden_size)
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
@@ -108,9 +122,3 @@ def write_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     if split.is_sharded:
         page = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
-
-
-def carry(source: Path, folder: Path) -> None:
-    for name in BESIDE:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)

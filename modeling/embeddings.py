@@ -128,15 +128,21 @@ class NoSegments(nn.Module):
 
 
 class PatchInput(nn.Module):
-    """Patches: put the CLS token in front, add positions, insert the register tokens, then norm and dropout."""
+    """Patches: put the CLS token (and the one that a DeiT distils into) in front, add positions, insert the register
+    tokens, then norm and dropout."""
 
     def __init__(self, hidden_size: int, entry: dict, trained_grid: tuple[int, int], norm: nn.Module, dropout: float):
         super().__init__()
         self.num_channels, self.patch_size = entry["num_channels"], entry["patch_size"]
         self.trained_grid = trained_grid
         self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size)) if entry["cls_token"] else None
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, hidden_size)) if entry["distillation_token"] else None
         registers = entry["num_register_tokens"]
         self.register_tokens = nn.Parameter(torch.empty(1, registers, hidden_size)) if registers else None
+        if entry["mask_token"]:  # nothing reads it here: a checkpoint that was pretrained with one keeps it
+            self.register_buffer("mask_token", torch.empty(1, hidden_size))
+        self.num_placed = entry["num_given_tokens"] + entry["cls_token"] + entry["distillation_token"]
+        self.num_own = self.num_placed - entry["num_given_tokens"]
         self.norm = norm
         self.dropout = nn.Dropout(dropout)
 
@@ -163,14 +169,13 @@ class PatchInput(nn.Module):
         return grid
 
     def places(self, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """CLS, if there is one, and the patches in reading order."""
-        return torch.arange(x.shape[1] + (self.cls_token is not None), device=x.device)[None]
+        """What is in front of the patches, and the patches in reading order."""
+        return torch.arange(x.shape[1] + self.num_own, device=x.device)[None]
 
     def forward(self, x: torch.Tensor, addend: torch.Tensor | float, token_type_ids: torch.Tensor | None = None):
-        x = prepend(x, self.cls_token) + addend
+        x = prepend(prepend(x, self.distillation_token), self.cls_token) + addend
         if self.register_tokens is not None:
-            after_cls = 0 if self.cls_token is None else 1
-            x = torch.cat([x[:, :after_cls], prepend(x[:, after_cls:], self.register_tokens)], dim=1)
+            x = torch.cat([x[:, : self.num_placed], prepend(x[:, self.num_placed :], self.register_tokens)], dim=1)
         return self.dropout(self.norm(x))
 
 

@@ -8,38 +8,45 @@ from .parts import build_activation
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pooling: hidden states (batch, length, hidden) and the mask of real tokens (batch, length) -> (batch, hidden); of
-# "patches" (batch, patches * hidden)
+# "cls_and_mean" (batch, 2 * hidden), of "patches" (batch, patches * hidden)
 
 
-def first_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+def first_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_placed: int) -> torch.Tensor:
     return x[:, 0]
 
 
-def mean_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+def mean_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_placed: int) -> torch.Tensor:
     """The mean of real tokens, CLS and registers left out."""
     real = mask[:, num_prefix:, None]
     share = (real / real.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)  # first, so that no sum leaves half precision
     return (x[:, num_prefix:] * share).sum(1)
 
 
-def last_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+def last_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_placed: int) -> torch.Tensor:
     """The last real token, wherever the padding is."""
     places = torch.arange(x.shape[1], device=x.device)
     last = (places * mask).argmax(-1)
     return x[torch.arange(x.shape[0], device=x.device), last]
 
 
-def register_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
-    return x[:, num_cls:num_prefix].mean(1)
+def register_token(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_placed: int) -> torch.Tensor:
+    return x[:, num_placed:num_prefix].mean(1)
 
 
-def all_patches(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_cls: int) -> torch.Tensor:
+def all_patches(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_placed: int) -> torch.Tensor:
     """Side by side, each in its place, as a linear map on pixels sees them."""
     return x[:, num_prefix:].flatten(1)
 
 
+def first_and_mean(x: torch.Tensor, mask: torch.Tensor, num_prefix: int, num_placed: int) -> torch.Tensor:
+    """Side by side, as DINOv2's classifiers see them."""
+    return torch.cat(
+        [first_token(x, mask, num_prefix, num_placed), mean_token(x, mask, num_prefix, num_placed)], dim=-1
+    )
+
+
 POOLINGS = {
-    **{"cls": first_token, "mean": mean_token, "last": last_token},
+    **{"cls": first_token, "mean": mean_token, "cls_and_mean": first_and_mean, "last": last_token},
     **{"registers": register_token, "patches": all_patches},
 }
 
@@ -47,17 +54,17 @@ POOLINGS = {
 class Pooler(nn.Module):
     """One vector for the whole input; `dense` is BERT's projection and tanh after it."""
 
-    def __init__(self, hidden_size: int, kind: str, num_prefix: int, num_cls: int, dense: bool = False):
+    def __init__(self, hidden_size: int, kind: str, num_prefix: int, num_placed: int, dense: bool = False):
         super().__init__()
         self.pool = POOLINGS[kind]
-        self.num_prefix, self.num_cls = num_prefix, num_cls
+        self.num_prefix, self.num_placed = num_prefix, num_placed
         self.dense = nn.Linear(hidden_size, hidden_size) if dense else nn.Identity()
         self.activation = nn.Tanh() if dense else nn.Identity()
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         padded = torch.is_tensor(attention_mask) and attention_mask.dim() == 2
         mask = attention_mask[:, -x.shape[1] :] if padded else torch.ones(x.shape[:2], device=x.device)
-        pooled = self.pool(x, mask.to(x.device, torch.long), self.num_prefix, self.num_cls)
+        pooled = self.pool(x, mask.to(x.device, torch.long), self.num_prefix, self.num_placed)
         return self.activation(self.dense(pooled))
 
     def extra_repr(self) -> str:

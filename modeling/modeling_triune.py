@@ -101,8 +101,8 @@ class TriuneModel(Transformer):
 
 def build_pooler(config: TriuneConfig) -> Pooler:
     options = dict(config.pooling)
-    has_cls = int(config.embedding.get("cls_token", False))
-    return Pooler(config.hidden_size, options.pop("type"), config.num_prefix_tokens, has_cls, **options)
+    sizes = (config.num_prefix_tokens, config.num_placed_tokens)
+    return Pooler(config.hidden_size, options.pop("type"), *sizes, **options)
 
 
 def build_lm_head(config: TriuneConfig) -> tuple[nn.Linear, nn.Module, nn.Module]:

@@ -165,12 +165,13 @@ class TriuneForMaskedImageModeling(TriunePreTrainedModel):
 
     def draw(self, hidden_states: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
         """What the decoder makes of the encoder's answers, for every patch. Mask tokens stand where nothing was seen;
-        CLS and registers come along without a position."""
+        CLS comes along, and registers, which have no position."""
         x = self.decoder.embed_tokens(hidden_states.mT[:, :, None])  # as an image of one row: its pixels are patches
-        prefix = x.shape[1] - self.num_visible
+        prefix, placed = x.shape[1] - self.num_visible, self.decoder.config.num_placed_tokens
         masks = self.mask_token.expand(len(x), ids_restore.shape[1] - self.num_visible, -1).to(x.dtype)
         patches = take(torch.cat([x[:, prefix:], masks], dim=1), ids_restore)
-        x = torch.cat([x[:, :prefix], self.decoder.embed(inputs_embeds=patches)], dim=1)
+        whole = self.decoder.embed(inputs_embeds=torch.cat([x[:, :placed], patches], dim=1))
+        x = torch.cat([whole[:, :placed], x[:, placed:prefix], whole[:, placed:]], dim=1)
         return self.decoder.encode(x)[:, prefix:]
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class Frame(NamedTuple):
     num_positions: int
     causal: bool
     grid: tuple[int, int] | None  # rows and columns of patches; None for text
-    has_cls: bool
+    num_prefix: int  # vectors in front of the patches that have a position
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,9 +81,9 @@ def relative_buckets(distance: torch.Tensor, num_buckets: int, max_distance: int
     return offset + torch.where(distance < exact, distance, far)
 
 
-def resize_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], has_cls: bool) -> torch.Tensor:
-    """A table of patch positions, read as a picture and interpolated to another grid; the CLS position stays."""
-    prefix, patches = table[: int(has_cls)], table[int(has_cls) :]
+def resize_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> torch.Tensor:
+    """A table of patch positions, read as a picture and interpolated to another grid; those before it stay."""
+    prefix, patches = table[:num_prefix], table[num_prefix:]
     picture = patches.T.reshape(1, -1, *old)  # (1, hidden, rows, columns)
     picture = F.interpolate(picture, size=new, mode="bicubic", align_corners=False)
     return torch.cat([prefix, picture.flatten(2)[0].T])
@@ -115,16 +115,21 @@ class Position(nn.Module):
 
 
 class LearnedPositions(Position):
-    """A trained vector for each position, read by place, or for an image of another size interpolated."""
+    """A trained vector for each position, read by place, or for an image of another size interpolated. `frozen`: it
+    stays as it was loaded, as fixed tables that a published checkpoint brings."""
 
-    def __init__(self, frame: Frame):
+    def __init__(self, frame: Frame, frozen: bool):
         super().__init__(frame)
         self.table = nn.Embedding(frame.num_positions, frame.hidden_size)
+        if frozen:  # a buffer: transformers makes every parameter that it loads a trained one
+            weight = self.table.weight.data
+            del self.table.weight
+            self.table.register_buffer("weight", weight)
 
     def addend(self, x, places, grid):
         if grid != self.frame.grid:
             rows = self.table(torch.arange(self.table.num_embeddings, device=x.device))
-            return resize_table(rows, self.frame.grid, grid, self.frame.has_cls)
+            return resize_table(rows, self.frame.grid, grid, self.frame.num_prefix)
         if places.shape[-1] > self.table.num_embeddings:
             raise ValueError(self.too_long(f"the input has {places.shape[-1]} tokens"))
         try:
@@ -141,7 +146,7 @@ class LearnedPositions(Position):
 
 
 class SinusoidalPositions(Position):
-    """Fixed waves, for lines of tokens or for rows and columns of patches (CLS then stands at zero)."""
+    """Fixed waves, for lines of tokens or for rows and columns of patches (what is before them stands at zero)."""
 
     def __init__(self, frame: Frame, dimensions: int, layout: str, base: float):
         super().__init__(frame)
@@ -152,7 +157,7 @@ class SinusoidalPositions(Position):
         if self.dimensions == 1:
             return sinusoids(places, **waves).to(x.dtype)
         table = sinusoids_2d(grid, device=x.device, **waves)
-        return F.pad(table, (0, 0, int(self.frame.has_cls), 0)).to(x.dtype)
+        return F.pad(table, (0, 0, self.frame.num_prefix, 0)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"dimensions={self.dimensions}, layout={self.layout!r}, base={self.base:g}"

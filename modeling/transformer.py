@@ -349,7 +349,7 @@ class TriunePreTrainedModel(PreTrainedModel):
         elif ends_branch and self.config.norm_placement == "pre":
             init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_hidden_layers))
         elif isinstance(module, PatchInput):
-            for tokens in module.parameters(recurse=False):
+            for tokens in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.normal_(tokens, std=std)
         elif isinstance(module, ScaledResidual):
             init.constant_(module.scale, module.init)
@@ -402,7 +402,7 @@ class Transformer(TriunePreTrainedModel):
             num_positions=config.num_positions,
             causal=config.attention["type"] == "causal",
             grid=None if text else config.grid,
-            has_cls=config.embedding.get("cls_token", False),
+            num_prefix=config.num_placed_tokens,
         )
         self.positions = build(POSITIONS, config.position, frame)
         self.layers = nn.ModuleList(

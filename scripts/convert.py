@@ -24,7 +24,6 @@ import triune.conversion as conversion
 import triune.modeling as modeling
 from triune.configuration import CONFIGS, stack_reading
 from triune.conversion.files import Source
-from triune.conversion.saving import BESIDE
 from triune.training.arguments import parse_words, script_parser
 from triune.training.console import silence
 
@@ -73,19 +72,12 @@ def convert(given: argparse.Namespace) -> None:
             given.source, head=given.head, revision=given.revision, output_loading_info=True
         )
         ours.save_pretrained(given.target)
-        carry(where, Path(given.target))
+        where.carry(Path(given.target))
         for line in told(report):
             print(line)
         theirs = None if given.head else published(given.source, revision=given.revision)
     if given.check:
         check(given, ours, theirs)
-
-
-def carry(source: Source, folder: Path) -> None:
-    """What turns inputs into tensors."""
-    for name in BESIDE:
-        if found := source.file(name):
-            (folder / name).write_bytes(found.read_bytes())
 
 
 def told(report: conversion.Report) -> list[str]:

@@ -24,7 +24,7 @@ from triune.training.console import before_after, clock, number, version
 from triune.training.folder import SUMMARY
 from triune.training.hub import card, content, golden
 from triune.training.loop import Loop
-from triune.training.prediction import WAYS, Saved, answers
+from triune.training.prediction import Saved, answers
 from triune.training.tasks.task import Example
 
 
@@ -206,5 +206,4 @@ def show_end(loop: Loop, result: dict[str, Any], model: Path, drawn: list[Path])
         rows["adapter"] = f"{loop.folder / ADAPTER}/, for PEFT; the model has it merged"
     rows["figures"] = f"{loop.folder / FIGURES}/ ({len(drawn)})"
     rows["numbers"] = f"{loop.folder / 'metrics.jsonl'}, metrics.csv"
-    asks = loop.task.name in WAYS
-    loop.console.end(rows, next_command=f"python scripts/predict.py {model}" if asks else "")
+    loop.console.end(rows, next_command=f"python scripts/predict.py {model}")

@@ -1,6 +1,6 @@
 """The families, by transformers' name of their model type."""
 
-from triune.conversion.families import bert, clip, gpt2, llama, modernbert, seq2seq, vit
+from triune.conversion.families import bert, clip, dinov2, gpt2, llama, modernbert, seq2seq, vit, vit_mae
 from triune.conversion.family import Family
 
 
@@ -9,7 +9,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(bert.BERT, bert.ROBERTA, bert.DISTILBERT, modernbert.MODERNBERT),
         *(gpt2.GPT2, llama.LLAMA, llama.MISTRAL, llama.QWEN2, llama.QWEN3),
-        *(vit.VIT, clip.CLIP, clip.SIGLIP),
+        *(vit.VIT, vit.DEIT, dinov2.DINOV2, dinov2.DINOV2_WITH_REGISTERS, vit_mae.VIT_MAE, clip.CLIP, clip.SIGLIP),
         *(seq2seq.T5, seq2seq.BART, seq2seq.MARIAN),
     )
 }

@@ -1,13 +1,8 @@
 """BERT, and those that changed little of it: RoBERTa, DistilBERT."""
 
 from triune.configuration.presets import BERT as BASE
-from triune.conversion.family import COMMON, Family, Field, fields
-from triune.conversion.rules import Rolled, Rule
-
-
-def layers(published: str, names: dict[str, str]) -> list[Rule]:
-    """The parts of a layer: their published names, and Triune's."""
-    return [Rule(f"{published}.{{n}}.{name}.{{p}}", f"model.layers.{{n}}.{own}.{{p}}") for name, own in names.items()]
+from triune.conversion.family import COMMON, Fact, Family, Field, fields
+from triune.conversion.rules import Rolled, Rule, layers
 
 
 SIZES = COMMON + fields(
@@ -38,9 +33,14 @@ def backbone(prefix: str) -> list[Rule]:
         Rule(f"{prefix}.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),
         Rule(f"{prefix}.embeddings.token_type_embeddings.weight", "model.embeddings.segments.weight"),
         Rule(f"{prefix}.embeddings.LayerNorm.{{p}}", "model.embeddings.norm.{p}"),
-        *layers(f"{prefix}.encoder.layer", LAYER),
+        *layers(f"{prefix}.encoder.layer", "model.layers", LAYER),
         Rule(f"{prefix}.pooler.dense.{{p}}", "model.pooler.dense.{p}"),
     ]
+
+
+def pooler(prefix: str) -> tuple[Fact, ...]:
+    """A backbone may have been saved without."""
+    return (Fact("pooling.dense", f"{prefix}.pooler.dense.weight", True, False, heads=("TriuneModel",)),)
 
 
 def bert(config) -> list[Rule]:
@@ -76,6 +76,7 @@ BERT = Family(
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
     buffers=(r"bert\.embeddings\.position_ids",),
+    facts=pooler("bert"),
     old=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
 )
 
@@ -109,6 +110,7 @@ ROBERTA = Family(
         "lm_head.decoder.bias": "lm_head.bias",
     },
     buffers=(r"roberta\.embeddings\.position_ids",),
+    facts=pooler("roberta"),
     old=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
 )
 
@@ -132,7 +134,7 @@ def distilbert(config) -> list[Rule]:
         Rule("distilbert.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),
         Rule("distilbert.embeddings.position_embeddings.weight", "model.positions.table.weight"),
         Rule("distilbert.embeddings.LayerNorm.{p}", "model.embeddings.norm.{p}"),
-        *layers("distilbert.transformer.layer", DISTILBERT_LAYER),
+        *layers("distilbert.transformer.layer", "model.layers", DISTILBERT_LAYER),
         Rule("vocab_transform.{p}", "transform.dense.{p}"),
         Rule("vocab_layer_norm.{p}", "transform.norm.{p}"),
         Rule("vocab_projector.bias", "lm_head.bias"),

@@ -1,9 +1,9 @@
 """CLIP and SigLIP: a text tower and a vision tower, with the same names in both."""
 
 from triune.configuration.configuration_triune_clip import CLIP_PRESETS, TriuneCLIPConfig
-from triune.conversion.families.vit import kernel
+from triune.conversion.families.vit import PICTURE, kernel
 from triune.conversion.family import Family, fields, under
-from triune.conversion.rules import Fused, Rule, Shaped
+from triune.conversion.rules import Fused, Rule, Shaped, layers
 
 
 LAYER = {
@@ -17,19 +17,11 @@ STACK = fields(
     attention_dropout="attention_probs_dropout_prob",
 )
 TEXT = STACK + fields("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
-VISION = STACK + fields(
-    image_size="embedding.image_size", patch_size="embedding.patch_size", num_channels="embedding.num_channels"
-)
-TOWERS = (*under("text_config.", "text", TEXT), *under("vision_config.", "vision", VISION))
+TOWERS = (*under("text_config.", "text", TEXT), *under("vision_config.", "vision", STACK + PICTURE))
 
 
 def towers(config: TriuneCLIPConfig) -> list[Rule]:
     """What both models have."""
-    layers = [
-        Rule(f"{tower}_model.encoder.layers.{{n}}.{name}.{{p}}", f"{tower}_model.layers.{{n}}.{own}.{{p}}")
-        for tower in ("text", "vision")
-        for name, own in LAYER.items()
-    ]
     vision = "vision_model.embeddings"
     return [
         Rule("text_model.embeddings.token_embedding.weight", "text_model.embed_tokens.weight"),
@@ -39,7 +31,8 @@ def towers(config: TriuneCLIPConfig) -> list[Rule]:
         Rule(f"{vision}.patch_embedding.bias", "vision_model.embed_tokens.projection.bias"),
         Rule(f"{vision}.position_embedding.weight", "vision_model.positions.table.weight"),
         Rule("vision_model.post_layernorm.{p}", "vision_model.norm.{p}"),
-        *layers,
+        *layers("text_model.encoder.layers", "text_model.layers", LAYER),
+        *layers("vision_model.encoder.layers", "vision_model.layers", LAYER),
     ]
 
 

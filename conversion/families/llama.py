@@ -5,7 +5,7 @@ import copy
 from triune.configuration.presets import LLAMA as BASE
 from triune.conversion.families.gpt2 import PLAIN_CLASSIFIER
 from triune.conversion.family import COMMON, Family, Field, fields
-from triune.conversion.rules import Rule
+from triune.conversion.rules import Rule, layers
 
 
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
@@ -16,10 +16,9 @@ NAMES = (
 
 
 def llama(config) -> list[Rule]:
-    layer = {**NORMS, **{name: name for name in NAMES}}
     return [
         Rule("model.embed_tokens.weight", "model.embed_tokens.weight"),
-        *(Rule(f"model.layers.{{n}}.{name}.{{p}}", f"model.layers.{{n}}.{own}.{{p}}") for name, own in layer.items()),
+        *layers("model.layers", "model.layers", {**NORMS, **{name: name for name in NAMES}}),
         Rule("model.norm.weight", "model.norm.weight"),
         Rule("lm_head.weight", "lm_head.weight"),
         Rule("score.weight", "classifier.weight"),

@@ -2,7 +2,7 @@
 
 from triune.configuration.presets import MODERNBERT as BASE
 from triune.conversion.family import COMMON, Family, Field, fields
-from triune.conversion.rules import Fused, Rule
+from triune.conversion.rules import Fused, Rule, layers
 
 
 LAYER = {"attn_norm": "attn_norm", "attn.Wo": "self_attn.o_proj", "mlp_norm": "mlp_norm", "mlp.Wo": "mlp.down_proj"}
@@ -17,7 +17,7 @@ def modernbert(config) -> list[Rule]:
     return [
         Rule("model.embeddings.tok_embeddings.weight", "model.embed_tokens.weight"),
         Rule("model.embeddings.norm.{p}", "model.embeddings.norm.{p}"),
-        *(Rule(f"{layer}.{name}.{{p}}", f"{layer}.{own}.{{p}}") for name, own in LAYER.items()),
+        *layers("model.layers", "model.layers", LAYER),
         *(
             Rule(f"{layer}.{name}.{{p}}", [f"{layer}.{part}.{{p}}" for part in parts], Fused(len(parts)))
             for name, parts in FUSED.items()

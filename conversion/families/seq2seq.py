@@ -14,8 +14,8 @@ from triune.configuration.configuration_triune_seq2seq import (
 from triune.configuration.configuration_triune_seq2seq import (
     TriuneSeq2SeqConfig,
 )
-from triune.conversion.family import Family, Field, fields, under
-from triune.conversion.rules import Rolled, Rule, Shaped
+from triune.conversion.family import FROZEN, Fact, Family, Field, fields, under
+from triune.conversion.rules import SAME, Rolled, Rule, Same, Shaped, layers
 
 
 STACKS = ("encoder", "decoder")
@@ -62,7 +62,6 @@ def t5(config: TriuneSeq2SeqConfig) -> list[Rule]:
     gated = config.encoder.feed_forward["type"] == "gated"
     rules = [Rule("shared.weight", "model.encoder.embed_tokens.weight"), Rule("lm_head.weight", "lm_head.weight")]
     for stack, forward in (("encoder", "layer.1"), ("decoder", "layer.2")):
-        block, own = f"{stack}.block.{{n}}", f"model.{stack}.layers.{{n}}"
         parts = {f"layer.0.{name}": there for name, there in T5_LAYER["layer.0"].items()}
         if stack == "decoder":
             parts |= {f"layer.1.{name}": there for name, there in T5_LAYER["layer.1"].items()}
@@ -72,7 +71,7 @@ def t5(config: TriuneSeq2SeqConfig) -> list[Rule]:
             if name == "wo" or gated == (name != "wi")
         }
         parts |= {f"{forward}.layer_norm": "mlp_norm"}
-        rules += [Rule(f"{block}.{name}.weight", f"{own}.{there}.weight") for name, there in parts.items()]
+        rules += layers(f"{stack}.block", f"model.{stack}.layers", parts)
         rules += [
             Rule(
                 f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
@@ -131,7 +130,7 @@ T5 = Family(
     },
     buffers=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     kind=TriuneSeq2SeqConfig,
-    tied_by_file="lm_head.weight",
+    facts=(Fact("tie_word_embeddings", "lm_head.weight", False, True),),
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,18 +162,19 @@ SIZES = (
 QUIET = ("forced_eos_token_id", "forced_bos_token_id", "is_decoder", "classifier_dropout", "num_hidden_layers")
 
 
-def bart_like(config: TriuneSeq2SeqConfig) -> list[Rule]:
+def bart_like(config: TriuneSeq2SeqConfig, positions: Same = SAME) -> list[Rule]:
     """The bias of the head is a buffer there, a row for each batch."""
+    encoder = {name: own for name, own in LAYER.items() if not name.startswith("encoder_attn")}
     vocabulary = config.decoder.vocab_size
     table = "model.shared.weight" if config.share_embeddings else "model.encoder.embed_tokens.weight"
     return [
         Rule(table, "model.encoder.embed_tokens.weight"),
         Rule("model.decoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+        *layers("model.encoder.layers", "model.encoder.layers", encoder),
+        *layers("model.decoder.layers", "model.decoder.layers", LAYER),
         *(
-            Rule(f"model.{stack}.layers.{{n}}.{name}.{{p}}", f"model.{stack}.layers.{{n}}.{own}.{{p}}")
+            Rule(f"model.{stack}.embed_positions.weight", f"model.{stack}.positions.table.weight", positions)
             for stack in STACKS
-            for name, own in LAYER.items()
-            if stack == "decoder" or not name.startswith("encoder_attn")
         ),
         Rule("lm_head.weight", "lm_head.weight"),
         Rule("final_logits_bias", "lm_head.bias", Shaped((1, vocabulary), (vocabulary,))),
@@ -184,11 +184,7 @@ def bart_like(config: TriuneSeq2SeqConfig) -> list[Rule]:
 def bart(config: TriuneSeq2SeqConfig) -> list[Rule]:
     """Position p stands in row p + 2: the two rows that no token reads come to lie behind the others."""
     return [
-        *bart_like(config),
-        *(
-            Rule(f"model.{stack}.embed_positions.weight", f"model.{stack}.positions.table.weight", Rolled(2))
-            for stack in STACKS
-        ),
+        *bart_like(config, Rolled(2)),
         *(
             Rule(f"model.{stack}.layernorm_embedding.{{p}}", f"model.{stack}.embeddings.norm.{{p}}")
             for stack in STACKS
@@ -218,6 +214,9 @@ BART = Family(
     kind=TriuneSeq2SeqConfig,
 )
 
+# Marian's positions are waves, which most files hold all the same.
+WAVES = {"type": "sinusoidal", "dimensions": 1, "layout": "concatenated", "base": 10000.0}
+
 MARIAN = Family(
     name="marian",
     config="MarianConfig",
@@ -236,4 +235,5 @@ MARIAN = Family(
     silent=QUIET,
     copies={**SHARED, "lm_head.weight": "model.shared.weight"},
     kind=TriuneSeq2SeqConfig,
+    facts=tuple(Fact(f"{stack}.position", f"model.{stack}.embed_positions.weight", FROZEN, WAVES) for stack in STACKS),
 )

@@ -70,7 +70,7 @@ def identity(q, k):
 
 def frame(**changes):
     sizes = {"hidden_size": 32, "num_heads": 4, "head_dim": 8, "num_positions": 16, "causal": False}
-    return Frame(**{**sizes, "grid": None, "has_cls": False, **changes})
+    return Frame(**{**sizes, "grid": None, "num_prefix": 0, **changes})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -459,8 +459,8 @@ def test_learned_positions_resize_like_vits():
     theirs = hf.models.vit.modeling_vit.ViTEmbeddings(config)
     table = theirs.position_embeddings.detach()[0]
     expected = theirs.interpolate_pos_encoding(torch.zeros(1, 9, 32), 16, 32)[0]
-    torch.testing.assert_close(resize_table(table, (3, 3), (2, 4), has_cls=True), expected)
-    same = LearnedPositions(frame(num_positions=10, grid=(3, 3), has_cls=True))
+    torch.testing.assert_close(resize_table(table, (3, 3), (2, 4), num_prefix=1), expected)
+    same = LearnedPositions(frame(num_positions=10, grid=(3, 3), num_prefix=1), frozen=False)
     torch.testing.assert_close(same.addend(torch.zeros(1, 10, 32), torch.arange(10), (3, 3)), same.table.weight)
 
 
@@ -540,7 +540,7 @@ def test_a_probe_sees_every_patch_in_its_place():
 
 def test_pooler_without_and_with_a_mask():
     """No mask counts every token; a mask longer than the input (a cache) counts its end; a row of pads is finite."""
-    pooler, x = Pooler(4, "mean", dense=False, num_prefix=0, num_cls=0), torch.randn(2, 3, 4)
+    pooler, x = Pooler(4, "mean", dense=False, num_prefix=0, num_placed=0), torch.randn(2, 3, 4)
     torch.testing.assert_close(pooler(x, None), x.mean(1))
     torch.testing.assert_close(pooler(x, torch.tensor([[0, 0, 1, 1, 1]] * 2)), x.mean(1))
     assert pooler(x, torch.zeros(2, 3)).isfinite().all()

@@ -277,11 +277,12 @@ def lacking_code(folder: Path, have: Mapping[str, Content]) -> Iterator[str]:
 def lacking_processors(folder: Path, have: Mapping[str, Content]) -> Iterator[str]:
     """Of a backbone nothing is asked: what comes before it may be someone else's affair."""
     found = read_object(folder / CONFIG)
-    if any(head in BACKBONES for head in found.get("architectures") or ()):
-        return
     try:
         config = kind_of(found).from_dict(dict(found))
     except REFUSED:  # `lacking_config` says what is wrong with it
+        return
+    saved_as = [config.heads[head] for head in found.get("architectures") or () if head in config.heads]
+    if any(head.is_backbone for head in saved_as):
         return
     needed, what = NEEDED[tuple(embedding for embedding in ("tokens", "patches") if stack_reading(config, embedding))]
     missing = [name for name in needed if name not in have]
@@ -289,7 +290,6 @@ def lacking_processors(folder: Path, have: Mapping[str, Content]) -> Iterator[st
         yield f"{' and '.join(missing)} missing: save the {what} with {what}.save_pretrained(folder)"
 
 
-BACKBONES = ("TriuneModel", "TriuneSeq2SeqModel")
 NEEDED = {
     ("tokens",): ((TOKENIZER, TOKENIZER_CONFIG), "tokenizer"),
     ("patches",): ((IMAGE_PROCESSOR,), "image_processor"),
