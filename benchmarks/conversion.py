@@ -54,6 +54,7 @@ MARIAN = {**BART, "decoder_vocab_size": 97, "pad_token_id": 96, "decoder_start_t
 SPLIT = {**MARIAN, "decoder_vocab_size": 83, "share_encoder_decoder_embeddings": False, "tie_word_embeddings": False}
 SPLIT |= {"pad_token_id": 82, "decoder_start_token_id": 82, "eos_token_id": 1, "forced_eos_token_id": 1}
 TOWERS = {"text_config": {**TEXT, "max_position_embeddings": 20, "eos_token_id": 96}, "vision_config": IMAGE}
+OLD_TOWERS = {**TOWERS, "text_config": {**TOWERS["text_config"], "eos_token_id": 2, "hidden_act": "quick_gelu"}}
 SIGLIP = {**TOWERS, "text_config": {**TOWERS["text_config"], "projection_size": 36}}
 
 ORIGINALS = {
@@ -92,6 +93,7 @@ ORIGINALS = {
     "vit-mae": Original("ViTMAEForPreTraining", MAE),
     "vit-mae-normalised": Original("ViTMAEForPreTraining", {**MAE, "norm_pix_loss": True, "mask_ratio": 0.6}),
     "clip": Original("CLIPModel", {**TOWERS, "projection_dim": 16}),
+    "clip-of-2021": Original("CLIPModel", {**OLD_TOWERS, "projection_dim": 16}),
     "siglip": Original("SiglipModel", SIGLIP),
     "t5": Original("T5ForConditionalGeneration", T5),
     "t5-backbone": Original("T5Model", T5),

@@ -56,3 +56,12 @@ def stack_reading(config: FamilyConfig, embedding: str) -> TriuneConfig | None:
     """The stack into which "tokens" or "patches" go first, if there is one."""
     stacks = stacks_of(config).values()
     return next((stack for stack in stacks if stack.embedding["type"] == embedding), None)
+
+
+def merged(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The user's fields over those that are there; where both are entries of options, option by option."""
+    result = dict(fields)
+    for name, value in own.items():
+        both = isinstance(value, dict) and isinstance(fields.get(name), dict)
+        result[name] = merged(fields[name], value) if both else value
+    return result

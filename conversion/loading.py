@@ -19,10 +19,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 import triune.modeling as modeling
-from triune.configuration import CONFIGS
+from triune.configuration import CONFIGS, merged
 from triune.configuration.configuration_triune import nearest
 from triune.conversion.families import FAMILIES
-from triune.conversion.family import Fact, Family, head_of
+from triune.conversion.family import LABELS, Fact, Family, head_of
 from triune.conversion.files import Source, Tensors, opened
 from triune.conversion.layouts import in_todays_layout
 from triune.conversion.rules import Plan, plan
@@ -53,7 +53,7 @@ def load(
     content = place.config()
     with opened(place.weights()) as tensors:
         content, tensors = in_todays_layout(content, tensors, place.name)
-        content = merged(content, config or {})
+        content = changed(content, config or {})
         family = family_of(content, place.name)
         chosen = head_of(family, content.get("architectures")) if head is None else checked_head(family, head)
         checkpoint = Checkpoint(family, tensors)
@@ -69,10 +69,9 @@ def load(
     return (model, report) if output_loading_info else model
 
 
-def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a part are merged as well."""
-    parts = {name: merged(content[name], new) for name, new in changes.items() if isinstance(content.get(name), dict)}
-    return {**content, **changes, **parts}
+def changed(content: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Other labels come in place of those that were there, and do not mix with them."""
+    return merged({name: value for name, value in content.items() if not (name in LABELS and name in fields)}, fields)
 
 
 def family_of(content: dict[str, Any], source: str) -> Family:
@@ -165,12 +164,13 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
     state = taken(made, checkpoint, expected, dtype)
     own = model.state_dict()
     wanted = {name: tuple(own[there].shape) for name, there in expected.items()}
-    wrong = [
-        f"{name} {tuple(tensor.shape)} and not {wanted[name]}"
-        for name, tensor in state.items()
-        if tuple(tensor.shape) != wanted[name]
-    ]
-    refuse(f"the checkpoint as {head}", of_another_shape=wrong)
+    wrong = {name: tuple(one.shape) for name, one in state.items() if tuple(one.shape) != wanted[name]}
+    outside = [] if strict else [name for name in wrong if not name.startswith("model.")]
+    for name in outside:  # a classifier of other classes
+        del state[name]
+        fresh.append(name)
+    refused = [f"{name} {shape} and not {wanted[name]}" for name, shape in wrong.items() if name not in outside]
+    refuse(f"the checkpoint as {head}", of_another_shape=refused)
     model.load_state_dict({expected[name]: tensor for name, tensor in state.items()}, strict=False, assign=True)
     own = model.state_dict(keep_vars=True)
     for name in state:

@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or they warn when a 
 
 import yaml
 
+import triune.conversion as conversion
 from triune.training.arguments import parse
 from triune.training.console import Console, silence
 from triune.training.run import train
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
         if "--list" in argv:
             Console().print_recipes(recipes(), {name: task.__doc__ for name, task in TASKS.items()})
             return
-        train(parse(argv))
+        train(parse(argv), read_original=conversion.load)
     except (ValueError, OSError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":

@@ -1,4 +1,4 @@
-"""What every test starts from: no network, one fixed seed."""
+"""What every test starts from: no network, one fixed seed; and what tests of several folders share."""
 
 import os
 
@@ -18,3 +18,9 @@ transformers.utils.logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Runs draw nothing, as without matplotlib."""
+    monkeypatch.setattr("triune.training.figures.available", lambda: False)

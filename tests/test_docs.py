@@ -1,12 +1,12 @@
 """What the documents name exists: paths, tests, make targets, presets, and the README's Python runs."""
 
 import ast
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+from script_loading import load_script
 
 from triune.configuration import PRESETS, TriuneConfig
 from triune.configuration.configuration_triune import AXES, HEADS
@@ -91,9 +91,7 @@ def test_readme_tables_are_complete():
 
 def test_readme_figures_are_those_that_were_measured():
     """The table of results is what `benchmarks/recipes.py` makes of the file that it wrote."""
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "recipes.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("benchmarks/recipes.py")
     assert benchmark.table(json.loads(benchmark.RESULTS.read_text())) in README
 
 

@@ -4,7 +4,6 @@ bottom."""
 import ast
 import base64
 import importlib
-import importlib.util
 import io
 import json
 import os
@@ -13,9 +12,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
 from PIL import Image
+from script_loading import load_script
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,9 +24,7 @@ MOST_BYTES = 400_000
 CHANCE = {"bert": ("loss", 5.376), "gpt": ("bits_per_character", 2.652), "vit": ("accuracy", 0.1)}
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 
-spec = importlib.util.spec_from_file_location("notebooks_script", ROOT / "scripts" / "notebooks.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+script = load_script("scripts/notebooks.py")
 
 
 def read(name):
@@ -115,13 +112,12 @@ def test_a_value_at_the_end_is_shown():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder that looks like the repository; accelerate keeps its state for the process."""
+    """A folder that looks like the repository."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     yield tmp_path
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 @pytest.mark.slow

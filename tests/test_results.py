@@ -1,6 +1,5 @@
 """What recipes are said to reach is better than what knows nothing: the committed figures against their baselines."""
 
-import importlib.util
 import json
 import math
 import re
@@ -8,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from script_loading import load_script
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,15 +65,7 @@ def test_figures_of_the_checklist():
         assert f"{kind.upper() if kind == 'cls' else kind} {mean:.1%} ± {spread:.1%}" in page
 
 
-def benchmark():
-    """benchmarks/recipes.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("recipes", ROOT / "benchmarks" / "recipes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BENCHMARK = benchmark()
+BENCHMARK = load_script("benchmarks/recipes.py")
 
 
 @pytest.mark.parametrize("name", BENCHMARK.MEASURED)

@@ -1,7 +1,6 @@
 """The reference pages: their formulas against transformers, autograd and torch.optim, their ranges against brute
 force, and the pages in docs/tables against what `scripts/tables.py` makes."""
 
-import importlib.util
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from script_loading import load_script
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -25,15 +25,7 @@ PAGES = ROOT / "docs" / "tables"
 BY_TITLE = {activation.title: activation for activation in ACTIVATIONS}
 NAMED = [pytest.param(activation, name, id=name) for activation in ACTIVATIONS for name in activation.names]
 
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "tables.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-script = load_script()
+script = load_script("scripts/tables.py")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,21 +1,21 @@
 """What a run is made of, from its arguments: the model, the plan of its steps, the optimiser."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
-from triune.configuration import TriuneConfig, preset_of, stacks_of
+from triune.configuration import CONFIGS, TriuneConfig, merged, preset_of, stacks_of
 from triune.configuration.configuration_triune import FamilyConfig
 from triune.modeling.transformer import Transformer
 from triune.training.adapters import add_adapters
 from triune.training.arguments import Arguments, TrainingArguments, options_of
 from triune.training.console import Console
 from triune.training.optimizers import build_optimizer, choice_of, parameter_groups
-from triune.training.prediction import load_config
+from triune.training.prediction import load_config, model_type
 from triune.training.report import tracker_names
 from triune.training.sampling import Plan
 from triune.training.schedules import factor
@@ -32,15 +32,6 @@ def check_choices(settings: TrainingArguments) -> None:
     options = options_of("lr_scheduler_kwargs", settings.lr_scheduler_kwargs)
     factor(settings.lr_scheduler_type, 0, settings.max_steps, settings.warmup_steps, **options)
     tracker_names(settings.report_to)
-
-
-def merged(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The user's fields over the task's; where both are entries of options, option by option."""
-    result = dict(fields)
-    for name, value in own.items():
-        both = isinstance(value, dict) and isinstance(fields.get(name), dict)
-        result[name] = merged(fields[name], value) if both else value
-    return result
 
 
 def build_config(arguments: Arguments, task: Task) -> FamilyConfig:
@@ -66,7 +57,13 @@ def without_images(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, **stacks}
 
 
-def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.Module:
+# What reads a published model of another architecture (`triune.conversion.load`), which this package does not know.
+Reader = Callable[..., tuple[PreTrainedModel, Any]]
+
+
+def build_model(
+    arguments: Arguments, task: Task, console: Console, read_original: Reader | None = None
+) -> torch.nn.Module:
     """A fresh model, or a saved one under the task's head; what the file did not have starts fresh and is named."""
     source, kernel = arguments.model.model_name_or_path, arguments.model.attn_implementation
     set_seed(arguments.training.seed)
@@ -76,7 +73,11 @@ def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.
         if getattr(arguments.model, other) is not None:
             given = f"{other}={getattr(arguments.model, other)!r}"
             raise ValueError(f"model_name_or_path={source!r} brings its own, and {given} is given too: leave one out")
-    model, fresh = saved_model(source, task, kernel)
+    if read_original is not None and is_original(source):
+        model, fresh = original_model(source, task, kernel, read_original)
+        refuse_adapters(arguments)
+    else:
+        model, fresh = saved_model(source, task, kernel)
     check_vocabularies(model.config, task, source)
     lengthen(model.config, task)
     if fresh:
@@ -84,6 +85,36 @@ def build_model(arguments: Arguments, task: Task, console: Console) -> torch.nn.
     if arguments.model.lora_rank is not None:
         console.note(str(add_adapters(model, arguments.model, fresh)))
     return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A published model of another architecture
+
+
+def is_original(source: str) -> bool:
+    return model_type(source) not in (None, *CONFIGS)
+
+
+def original_model(source: str, task: Task, kernel: str | None, read: Reader) -> tuple[PreTrainedModel, set[str]]:
+    """The task's head on it, and the names of what was not there."""
+    fields = task.config_fields()
+    labels = {name: fields[name] for name in ("id2label", "label2id") if name in fields}
+    labels |= {"problem_type": None} if labels else {}
+    head, wanted = task.head.__name__, {"dtype": torch.float32, "attn_implementation": kernel, "config": labels}
+    try:
+        model, report = read(source, head=head, output_loading_info=True, **wanted)
+    except ValueError as error:
+        raise ValueError(f"model_name_or_path={source!r}: {error}") from error
+    return model, set(report.fresh)
+
+
+def refuse_adapters(arguments: Arguments) -> None:
+    """They would name a base that is no Triune model."""
+    if arguments.model.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank={arguments.model.lora_rank} needs a Triune model, and "
+            f"{arguments.model.model_name_or_path!r} is none: scripts/convert.py makes one of it"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, CLIPProcessor, PreTrainedModel
+from transformers import AutoConfig, CLIPProcessor, PreTrainedConfig, PreTrainedModel
 
 from triune.configuration import stack_reading
 from triune.configuration.configuration_triune import FamilyConfig, nearest
@@ -45,6 +45,14 @@ def locate(name: str) -> str:
     raise ValueError(f"{name!r} holds no config.json: a finished run leaves its model in runs/<name>/model")
 
 
+def model_type(name: str) -> str | None:
+    """What a configuration says that it is of; None where there is none."""
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except OSError:
+        return None
+
+
 def load_config(name: str) -> FamilyConfig:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -55,7 +63,10 @@ def load_config(name: str) -> FamilyConfig:
             f"says: {first_line(error)}"
         ) from error
     if not isinstance(config, FamilyConfig):
-        raise ValueError(f"{name!r} is a model of type {config.model_type!r}, and no Triune model")
+        raise ValueError(
+            f"{name!r} is a model of type {config.model_type!r}, and no Triune model: "
+            "scripts/convert.py makes one of it"
+        )
     return config
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, send_to_device
+from transformers import PreTrainedModel
 
 from triune.configuration.configuration_triune import nearest
 from triune.training.arguments import Arguments, TrainingArguments, options_of
-from triune.training.building import build_model, check_choices, freeze, make_optimizer, make_plan
+from triune.training.building import Reader, build_model, check_choices, freeze, make_optimizer, make_plan
 from triune.training.console import Console
 from triune.training.cost import Cost, estimate
 from triune.training.environment import (
@@ -92,8 +93,8 @@ def header(accelerator: Accelerator, threads: str) -> dict[str, str]:
     }
 
 
-def train(arguments: Arguments) -> dict[str, Any]:
-    """The run: gives the last metrics."""
+def train(arguments: Arguments, read_original: Reader | None = None) -> dict[str, Any]:
+    """The run: gives the last metrics. `read_original`: what makes our model of a published one."""
     settings = arguments.training
     check_choices(settings)
     checkpoint, page = recorded(arguments)
@@ -106,7 +107,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
         task = make_task(arguments)
         for line in task.describe():
             console.line("data", line)
-        loop = assemble(arguments, task, accelerator, console, page)
+        model = build_model(arguments, task, console, read_original)
+        loop = assemble(arguments, task, model, accelerator, console, page)
         loop.page |= {"threads": torch.get_num_threads(), "precision": accelerator.mixed_precision}
         loop.page |= {"versions": versions(), "baselines": loop.baselines, **launched(accelerator)}
         if settings.dry_run:
@@ -117,10 +119,11 @@ def train(arguments: Arguments) -> dict[str, Any]:
         console.close()
 
 
-def assemble(arguments: Arguments, task: Task, accelerator: Accelerator, console: Console, page: dict) -> Loop:
+def assemble(
+    arguments: Arguments, task: Task, model: PreTrainedModel, accelerator: Accelerator, console: Console, page: dict
+) -> Loop:
     """Model, optimiser and plan, shown on the console, in a loop that stands at its beginning."""
     settings = arguments.training
-    model = build_model(arguments, task, console)
     task.prepare(model.config)
     freeze(model, arguments.model.freeze)
     if settings.gradient_checkpointing:

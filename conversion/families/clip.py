@@ -2,7 +2,7 @@
 
 from triune.configuration.configuration_triune_clip import CLIP_PRESETS, TriuneCLIPConfig
 from triune.conversion.families.vit import PICTURE, kernel
-from triune.conversion.family import Family, fields, under
+from triune.conversion.family import Family, Field, fields, under
 from triune.conversion.rules import Fused, Rule, Shaped, layers
 
 
@@ -16,7 +16,15 @@ STACK = fields(
     layer_norm_eps="norm.eps",
     attention_dropout="attention_probs_dropout_prob",
 )
-TEXT = STACK + fields("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+# CLIP's first configurations say that a text ends with token 2. It does not: transformers then looks for the highest
+# id, which is that of CLIP's end.
+END = Field(
+    ("vocab_size", "eos_token_id"),
+    ("vocab_size", "eos_token_id"),
+    lambda size, end: (size, size - 1 if end == 2 else end),
+    lambda size, end: (size, end),
+)
+TEXT = (*STACK, *fields("max_position_embeddings", "pad_token_id", "bos_token_id"), END)
 TOWERS = (*under("text_config.", "text", TEXT), *under("vision_config.", "vision", STACK + PICTURE))
 
 

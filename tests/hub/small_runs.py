@@ -1,7 +1,6 @@
 """Training of a moment, as `scripts/train.py` does it."""
 
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
 
 from triune.training import run
 from triune.training.arguments import parse
@@ -33,6 +32,5 @@ OTHERS = {
 def train(folder, **flags):
     given = {**COMMON, **flags, "output_dir": folder}
     run.train(parse([word for name, value in given.items() for word in (f"--{name}", str(value))]))
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     return folder

@@ -116,9 +116,8 @@ def test_examples_are_what_the_model_answers(runs):
                 assert again["continuation"] == one["continuation"]
 
 
-def test_a_word_is_hidden(data, tmp_path, monkeypatch):
+def test_a_word_is_hidden(data, tmp_path, no_figures):
     """Of words that are tokens: each example has one mask, and with the label in its place it is held-out text."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     run = train(tmp_path / "bert", task="masked_lm", train_file=data / "words.txt", **{**TEXT, "vocab_size": 700})
     found, text = summary(run)["examples"], (data / "words.txt").read_text().split()
     assert found
@@ -129,9 +128,8 @@ def test_a_word_is_hidden(data, tmp_path, monkeypatch):
     assert [len(one["masks"][0]) for one in found] == [5] * len(found)
 
 
-def test_texts_with_a_class(data, tmp_path, monkeypatch):
+def test_texts_with_a_class(data, tmp_path, no_figures):
     """The fourth task: its examples have texts, labels and answers, and its folder lacks nothing."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     run = train(tmp_path / "run", task="sequence_classification", train_file=data / "rows.csv", **TEXT)
     assert content.lacking(run / "model") == []
     for one in summary(run)["examples"]:
@@ -149,10 +147,9 @@ def test_pictures_that_the_card_shows_are_beside_it(data, tmp_path):
         assert f"](figures/{name})" in card
 
 
-def test_what_was_written_on_a_card_outlives_the_model(runs, data, tmp_path, monkeypatch):
+def test_what_was_written_on_a_card_outlives_the_model(runs, data, tmp_path, no_figures):
     """A run without its summary, which is written last, goes through its end again: weights as before, and what was
     written between the markers of the card is still there."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     flags = {"task": "causal_lm", "train_file": data / "words.txt", **TEXT}
     run = train(tmp_path / "run", **flags)
     weights = (run / "model" / "model.safetensors").read_bytes()
@@ -168,13 +165,12 @@ def test_what_was_written_on_a_card_outlives_the_model(runs, data, tmp_path, mon
     assert not (run / "model" / "golden.safetensors").exists()
 
 
-def test_a_card_that_fails_does_not_cost_the_model(data, tmp_path, monkeypatch, capsys):
+def test_a_card_that_fails_does_not_cost_the_model(data, tmp_path, monkeypatch, capsys, no_figures):
     """Golden outputs that cannot be computed: a warning, and the model is there."""
 
     def fail(folder):
         raise ValueError("no golden outputs today")
 
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     monkeypatch.setattr(golden, "write", fail)
     run = train(tmp_path / "run", task="causal_lm", train_file=data / "words.txt", **TEXT)
     assert (run / "model" / "model.safetensors").is_file() and not (run / "summary.json").exists()

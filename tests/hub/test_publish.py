@@ -6,7 +6,6 @@ is asked, a stand-in notes that it was called.
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.utils import _http
 from safetensors.torch import load_file
+from script_loading import load_script
 from small_runs import OTHERS
 
 from triune.configuration.configuration_triune_clip import clip_preset
@@ -479,10 +479,7 @@ def test_the_token_is_nowhere(hub, bert, checked):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("publish_script", ROOT / "scripts" / "publish.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scripts/publish.py")
 
 
 def message(script, *argv):

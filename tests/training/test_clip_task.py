@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
+from triune.configuration import merged
 from triune.configuration.configuration_triune_clip import TriuneCLIPConfig
 from triune.modeling import TriuneCLIPModel
-from triune.training import building, leaving, run
+from triune.training import run
 from triune.training.arguments import options_of, parse
 from triune.training.collators import IGNORED
 from triune.training.data import shapes
@@ -39,7 +38,7 @@ FLAGS = ("--task", "contrastive", "--max_seq_length", "20", "--config", CONFIG)
 def made(*flags: str, data=("--dataset_name", "shapes")) -> tuple[Contrastive, TriuneCLIPConfig]:
     arguments = parse([*FLAGS, *data, *flags])
     task = TASKS["contrastive"](arguments)
-    fields = building.merged(task.config_fields(), options_of("config", arguments.model.config))
+    fields = merged(task.config_fields(), options_of("config", arguments.model.config))
     config = TriuneCLIPConfig(**fields)
     task.prepare(config)
     return task, config
@@ -59,6 +58,13 @@ def task_and_model():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scenes
+
+
+def test_the_data_says_of_how_many_classes(task_and_model):
+    """Those that are shown, of those that a model chooses among, by counting the things of drawings."""
+    line, (_, _, unseen) = task_and_model[0].describe()[0], split_scenes()
+    assert f"; {10 * len(unseen)} images of {len({scene.first for scene in unseen})} of {len(THINGS)} classes;" in line
+    assert "; 200 images of 20 of 40 classes;" in line
 
 
 def test_what_is_held_out_was_never_seen():
@@ -300,16 +306,7 @@ def test_mistakes_are_named(flags, data, says):
 # A run
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-    """accelerate keeps its state for the process."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def test_a_run_leaves_what_the_pipeline_reads(fresh, tmp_path):
+def test_a_run_leaves_what_the_pipeline_reads(as_found, no_figures, tmp_path):
     """Two steps with the text tower frozen: its weights against a model of the same seed; the zero-shot pipeline of
     the model folder against the model's own logits."""
     steps = ("--max_steps", "2", "--warmup_steps", "0", "--per_device_train_batch_size", "8", "--optim", "adamw")

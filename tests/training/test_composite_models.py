@@ -2,7 +2,6 @@
 answers against the model's own forward pass, `generate` and transformers' pipeline, numbers against the run, weights
 against the file. The models are small and untrained; their weights are large, so that answers differ."""
 
-import importlib.util
 import json
 import math
 import random
@@ -15,10 +14,10 @@ import pytest
 import torch
 import transformers
 import yaml
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
 from PIL import Image
 from safetensors.torch import load_file
+from script_loading import load_script
 from transformers import CLIPProcessor
 
 from triune.configuration import (
@@ -63,14 +62,8 @@ SOURCES = ["abc de", "fgh abcde de abc de fgh", "de"]
 LABELS = ["abc", "de fgh", "abcde"]
 
 
-def script(name):
-    module = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    made = importlib.util.module_from_spec(module)
-    module.loader.exec_module(made)
-    return made
-
-
-predict, evaluation = script("predict"), script("eval")
+pytestmark = pytest.mark.usefixtures("as_found")
+predict, evaluation = load_script("scripts/predict.py"), load_script("scripts/eval.py")
 
 
 def save(folder, head, config, *processors):
@@ -391,17 +384,6 @@ RUNS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def as_found():
-    """Nothing left as a run has set it; accelerate keeps its state for the process."""
-    threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(kernels)
-
-
 def trained(task, folder, *more):
     """The run folder, without figures and card."""
     with pytest.MonkeyPatch.context() as patch:
@@ -409,8 +391,7 @@ def trained(task, folder, *more):
         patch.setattr(leaving, "complete", lambda *parts: None)
         flags = ["--task", task, "--max_seq_length", str(LENGTH), "--output_dir", str(folder)]
         training.train(parse([*flags, *FLAGS, *more]))
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     return folder
 
 

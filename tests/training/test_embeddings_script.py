@@ -1,12 +1,11 @@
 """`scripts/embeddings.py`: what is written, read back, against the weights and the tokenizer of the saved model."""
 
 import csv
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from script_loading import load_script
 
 from triune.configuration import TriuneConfig
 from triune.modeling import TriuneForCausalLM, TriuneForImageClassification
@@ -14,13 +13,10 @@ from triune.training.image_processor import build_processor
 from triune.training.tokenizers import train_tokenizer
 
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "embeddings.py"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = ["def f(x):\n\treturn x\r\n", 'he said "no"']
 
-module = importlib.util.spec_from_file_location("embeddings_script", SCRIPT)
-script = importlib.util.module_from_spec(module)
-module.loader.exec_module(script)
+script = load_script("scripts/embeddings.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`scripts/eval.py` against the runs that trained its models: the last numbers, to the digit; and which data is
 measured, what is written, what a mistake is told."""
 
-import importlib.util
 import json
 import os
 import random
@@ -15,11 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
+from script_loading import load_script
 from two_processes import run_in_two
 
-from triune.training import leaving
 from triune.training import run as training
 from triune.training.arguments import parse
 from triune.training.evaluation import OF_SOURCE, check_classes, judged
@@ -32,24 +30,8 @@ SCRIPT = ROOT / "scripts" / "eval.py"
 SMALL = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
 TASKS = ("causal_lm", "masked_lm", "image_classification", "sequence_classification")
 
-module = importlib.util.spec_from_file_location("eval_script", SCRIPT)
-script = importlib.util.module_from_spec(module)
-module.loader.exec_module(script)
-
-
-@pytest.fixture(autouse=True)
-def as_found():
-    """Nothing left as a run has set it; accelerate keeps its state for the process."""
-    threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    forget()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(kernels)
-
-
-def forget():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("as_found", "no_figures")
+script = load_script("scripts/eval.py")
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +68,12 @@ def runs(words, tmp_path_factory):
 
     def trained(task):
         if task not in done:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(leaving.figures, "available", lambda: False)
-                flags = ["--task", task, "--output_dir", str(folder / task), *data[task], "--config", SMALL]
-                flags += ["--vocab_size", "80", "--max_seq_length", "24", "--validation_split_percentage", "20"]
-                flags += ["--max_steps", "6", "--eval_steps", "2", "--warmup_steps", "1", "--learning_rate", "1e-2"]
-                flags += ["--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "7"]
-                training.train(parse([*flags, "--fast_fp32", "no"]))
-            forget()
+            flags = ["--task", task, "--output_dir", str(folder / task), *data[task], "--config", SMALL]
+            flags += ["--vocab_size", "80", "--max_seq_length", "24", "--validation_split_percentage", "20"]
+            flags += ["--max_steps", "6", "--eval_steps", "2", "--warmup_steps", "1", "--learning_rate", "1e-2"]
+            flags += ["--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "7"]
+            training.train(parse([*flags, "--fast_fp32", "no"]))
+            reset_accelerate()
             done[task] = folder / task
         return done[task]
 

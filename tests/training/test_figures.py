@@ -23,6 +23,7 @@ from triune.training.figures.attention import (
     rollout_of,
 )
 from triune.training.figures.confusion import draw_confusion_matrix, row_shares, worst_confusions
+from triune.training.figures.cross_attention import draw_cross_attention
 from triune.training.figures.images import draw_image_grid, draw_patch_grid
 from triune.training.figures.observing import read
 from triune.training.figures.positions import (
@@ -32,7 +33,8 @@ from triune.training.figures.positions import (
     relative_bias,
     rotation_similarity,
 )
-from triune.training.figures.style import FAINT, ORANGE, spread
+from triune.training.figures.similarity import draw_similarity_matrix, draw_zero_shot_bars
+from triune.training.figures.style import FAINT, ORANGE, fit, inches, spread, style
 from triune.training.figures.surprise import draw_surprisal, flow, surprise_of
 from triune.training.figures.training_curves import draw_curve, draw_learning_rate_and_throughput, series, smooth
 from triune.training.tokenizers import MASK, train_tokenizer
@@ -306,6 +308,93 @@ def test_patches_must_divide_the_image(patch_size, tmp_path):
     with pytest.raises(ValueError, match=f"4x4 pixels does not divide into patches of {patch_size}"):
         figures.patch_grid(torch.rand(1, 4, 4), patch_size, tmp_path / "x.png")
     assert image_size(figures.patch_grid(torch.rand(1, 4, 4), 2, tmp_path / "x.png")) == (1600, 970)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Room for words
+
+PICTURES, LINES = [torch.rand(3, 4, 4)] * 4, [evaluation(0, 2.0, accuracy=0.1), evaluation(10**7, 1.0, accuracy=0.5)]
+TABLE = np.full((4, 4), 3)
+WORDY = {  # of four names
+    "curve": lambda names: draw_curve(LINES, "loss", dict(zip(names, (1.0, 1.2, 1.9, 5.0)))),
+    "close-up": lambda names: draw_curve(LINES, "accuracy", dict(zip(names, (0.001, 0.49, 0.45, 0.5)))),
+    "note": lambda names: draw_curve([train(10**9 + at, math.nan) for at in range(9)] + LINES, "loss", {}),
+    "confusions": lambda names: draw_confusion_matrix(TABLE, names),
+    "images": lambda names: draw_image_grid(PICTURES, names, set(), names[0]),
+    "rollout": lambda names: draw_attention_rollout_text(TABLE / 12, names),
+    "cross-attention": lambda names: draw_cross_attention([TABLE / 12] * 3, [names] * 3, [names] * 3),
+    "similarity": lambda names: draw_similarity_matrix(TABLE / 12, PICTURES, names),
+    "zero-shot": lambda names: draw_zero_shot_bars(TABLE / 12, PICTURES, names, range(4)),
+}
+
+
+def extent_of(figure):
+    """What is drawn on a figure when it is saved: left, top, right and bottom, of 1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(200)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    return box.x0 / width, 1 - box.y1 / height, box.x1 / width, 1 - box.y0 / height
+
+
+@pytest.mark.parametrize("name", ["x", "unigram entropy + coin", "mean of the visible neighbours " * 4, "W" * 90])
+@pytest.mark.parametrize("draw", WORDY.values(), ids=WORDY)
+def test_no_word_leaves_the_figure(draw, name):
+    """Names short and long, narrow and wide: all that is drawn lies within the picture."""
+    with style():
+        left, top, right, bottom = extent_of(draw([f"{name}{number}" for number in range(4)]))
+    assert -1e-9 < left < right < 1 + 1e-9 and -1e-9 < top < bottom < 1 + 1e-9
+
+
+def test_a_long_baseline_takes_its_room_from_the_axes():
+    """A short label leaves the axes as they are, a longer one makes them narrower and is written whole, and one that
+    would take half of them is shortened in its middle: the value stays."""
+    with style():
+        short, longer, longest = (
+            draw_curve([train(1, 3.0), train(9, 2.0)], "loss", {name: 2.5}) for name in ("coin", "a " * 20, "w" * 99)
+        )
+    widths = [figure.axes[0].get_position().width * 8 for figure in (short, longer, longest)]
+    assert widths[0] == pytest.approx(5.2) and 2.6 < widths[1] < 5 and widths[2] == pytest.approx(2.6)
+    assert f"{'a ' * 20}2.50".replace("  ", " ") in words_of(longer)
+    assert any(word.startswith("www") and word.endswith("w 2.50") and "…" in word for word in words_of(longest))
+
+
+def test_words_fit_where_they_are_shortened_to():
+    """Never wider than the room, never much narrower; what fits stays."""
+    with style():
+        for name in ("il" * 40, "W" * 40, "a class with a name", "x"):
+            for room in (0.2, 0.7, 2.0):
+                shown = fit(name, room, 9)
+                assert inches(shown, 9) <= room
+                assert shown == name or inches(shown, 9) > room - 0.15
+    assert fit("two\nlines", 9.0, 9) == "two lines"
+
+
+def test_names_and_pictures_do_not_overlap():
+    """Zero-shot: wide names end before their bars and begin behind the picture."""
+    with style():
+        figure = draw_zero_shot_bars(TABLE / 12, PICTURES, ["W" * 60] * 4, range(4))
+        extent_of(figure)
+        sheet, *bars = figure.axes
+        for drawn, axes in zip(sheet.images, bars, strict=True):
+            names = [label.get_window_extent() for label in axes.get_yticklabels()]
+            assert min(name.x0 for name in names) > drawn.get_window_extent().x1
+            assert max(name.x1 for name in names) < axes.get_window_extent().x0
+            assert axes.get_position().width > 0
+
+
+def test_maps_of_cross_attention_stay_on_a_page():
+    """Of ten high maps those that a page has room for, of one that is higher than a page this one; the darkest colour
+    is the largest share."""
+    with style():
+        for count, drawn in ((10, 4), (60, 1)):
+            words = ["w"] * count
+            figure = draw_cross_attention([np.full((count, 30), 1 / 30)] * 10, [["w"] * 30] * 10, [words] * 10)
+            images = [image for image in figure.axes[0].images if image.get_array().shape == (count, 30)]
+            assert len(images) == drawn and all(image.norm.vmax == pytest.approx(1 / 30) for image in images)
+            assert "3%" in words_of(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

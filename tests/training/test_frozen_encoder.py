@@ -8,14 +8,12 @@ import random
 import pandas
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from triune.configuration import TriuneConfig
 from triune.configuration.configuration_triune_mae import TriuneMAEConfig
 from triune.modeling import TriuneForMaskedImageModeling, TriuneForMaskedLM
-from triune.training import leaving, run
+from triune.training import run
 from triune.training.arguments import parse
 from triune.training.image_processor import build_processor
 from triune.training.tokenizers import train_tokenizer
@@ -23,17 +21,7 @@ from triune.training.tokenizers import train_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """No figures; accelerate keeps its state for the process, and a run sets threads and kernels."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
-    threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(kernels)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("as_found", "no_figures")
 
 
 def masked_lm(folder):

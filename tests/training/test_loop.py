@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate_state import reset_accelerate
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from two_processes import run_in_two
@@ -26,6 +26,8 @@ from triune.training.loop import TO_BE_CONTINUED, Interrupted, Loop
 CONFIG = "{hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, position: rotary, hidden_dropout_prob: %s}"
 STEPS = 10
 
+pytestmark = pytest.mark.usefixtures("as_found", "no_figures")
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
@@ -38,16 +40,6 @@ def text(tmp_path_factory):
     lines = [json.dumps({"text": paragraph}) for paragraph in paragraphs]
     file.with_suffix(".jsonl").write_text("\n".join(lines))
     return file
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    """No figures, no thread left as a run has set it."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
-    threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(kernels)
 
 
 def arguments(text, folder, *flags, task="causal_lm", dropout=0.1):
@@ -340,8 +332,7 @@ def test_another_precision_is_another_run(text, tmp_path, monkeypatch):
     """Even where the launcher and not a flag asks for it."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     run.train(arguments(text, tmp_path / "run", "--max_steps", "4"))
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="precision: 'no' -> 'bf16'"):
         run.train(arguments(text, tmp_path / "run", "--max_steps", "4"))
@@ -425,11 +416,3 @@ def test_a_gradient_that_is_never_finite_is_the_end(text, tmp_path, monkeypatch)
     monkeypatch.setattr("triune.training.loop.MOST_SKIPPED", 3)
     with pytest.raises(ValueError, match=r"not finite in 3 steps in a row, up to step 2: lower learning_rate=0.01"):
         run.train(arguments(text, tmp_path / "run"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its state for the process."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()

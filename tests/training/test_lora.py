@@ -45,6 +45,8 @@ MODELS = {
 IDS = torch.randint(0, 10, (2, 9), generator=torch.Generator().manual_seed(1))
 HEAD = ("classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias")
 
+pytestmark = pytest.mark.usefixtures("as_found", "no_figures")
+
 
 def model_of(kind, **fields):
     head, config = MODELS[kind]
@@ -262,15 +264,6 @@ def test_flags_that_do_not_fit(message):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
-    threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(kernels)
 
 
 def arguments(data, folder, *flags, **others):

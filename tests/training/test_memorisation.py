@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triune.modeling import TriuneForCausalLM
-from triune.training import leaving, run
+from triune.training import run
 from triune.training.arguments import parse
 from triune.training.memorisation import longest_copied_run
 from triune.training.report import PREVIEW
@@ -43,10 +43,9 @@ def test_ends_and_nothing():
     assert longest_copied_run([2, 7], text) == 1  # the end and the beginning are no run
 
 
-def test_previews_are_kept(tmp_path, monkeypatch):
+def test_previews_are_kept(tmp_path, monkeypatch, as_found, no_figures):
     """What a model writes at each evaluation stands in the records, with step and loss of that evaluation; of one that
     always says the same token, as much of it is copied as the text has of that token in a row."""
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     words = random.Random(0)
     paragraphs = [" ".join(words.choices(["ab", "cde", "f"], k=30)) for _ in range(40)]
     (tmp_path / "text.txt").write_text("\n\n".join([*paragraphs, "a" * 9]))

@@ -9,8 +9,9 @@ import re
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
+from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate_state import reset_accelerate
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -346,8 +347,7 @@ def test_muon_equals_torchs():
 def accelerator():
     """accelerate keeps its state in classes: the next test starts without it."""
     yield Accelerator(cpu=True)
-    for shared in (AcceleratorState, PartialState, GradientState):
-        shared._reset_state()
+    reset_accelerate()
 
 
 def test_muon_is_one_optimizer(accelerator):

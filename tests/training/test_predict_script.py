@@ -2,7 +2,6 @@
 everywhere, and what a mistake is told. The models are small and untrained; their weights are large, so that answers
 differ."""
 
-import importlib.util
 import io
 import json
 import os
@@ -17,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from script_loading import load_script
 from transformers import AutoImageProcessor, pipeline
 
 from triune.configuration import TriuneConfig
@@ -43,9 +43,7 @@ CLASSES = {"id2label": {0: "calm", 1: "wild", 2: "odd"}, "label2id": {"calm": 0,
 MASKED = ["abc [MASK] de fgh", "[MASK] abc", "de de [MASK] abc fgh abc de"]
 PROMPTS = ["abc de", "f", "abc de fgh abc"]
 
-module = importlib.util.spec_from_file_location("predict_script", SCRIPT)
-script = importlib.util.module_from_spec(module)
-module.loader.exec_module(script)
+script = load_script("scripts/predict.py")
 
 
 def save(folder, head, processor, **fields):

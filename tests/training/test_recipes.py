@@ -1,15 +1,14 @@
 """Every recipe in the repository: loaded, its model built, trained for a step on a part of its data, and saved."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
+from script_loading import load_script
 from transformers import PreTrainedConfig
 
-from triune.training import leaving, run
+from triune.training import run
 from triune.training.arguments import parse
 from triune.training.tasks import TASKS
 
@@ -22,10 +21,7 @@ PART["span_corruption"] = PART["masked_lm"]
 PART["seq2seq"] = ("--max_train_samples", "200", "--max_eval_samples", "8")
 PART["pretraining"] = ("--max_train_samples", "60", "--max_eval_samples", "4")
 
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
+pytestmark = pytest.mark.usefixtures("as_found", "no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +47,7 @@ def one_step(words, folder):
     try:
         assert run.train(parse(words))["loss"] > 0
     finally:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()  # accelerate keeps it for the process
+        reset_accelerate()
     return folder
 
 
@@ -86,8 +81,5 @@ def test_a_recipe_says_what_it_is(recipe):
 
 def test_every_recipe_is_listed():
     """What `--list` shows against the files: those of fine-tuning too, and not what accelerate is told."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    listed = script.recipes(ROOT / "recipes")
+    listed = load_script("scripts/train.py").recipes(ROOT / "recipes")
     assert [row[0] for row in listed] == list(map(str, RECIPES)) and all(all(row[:3]) for row in listed)

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
 from two_processes import run_in_two
 
 from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
@@ -33,13 +32,7 @@ CONFIG = json.dumps({"encoder": STACK, "decoder": STACK})
 COLOURS, THINGS = ("red", "blue", "green", "white"), ("car", "house", "tree", "bird", "boat")
 PAIRS = [(f"the {thing} is {colour}", f"{colour} {thing}") for colour in COLOURS for thing in THINGS]
 
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """accelerate keeps its state for the process."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("as_found")
 
 
 @pytest.fixture(scope="module")
@@ -407,16 +400,14 @@ def trained(folder, *more):
     often = ("--save_steps", "3", "--eval_steps", "3", "--warmup_steps", "1", "--logging_steps", "3")
     small = ("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "3", "--config", CONFIG)
     found = run.train(parse([*more, *often, *small, "--output_dir", str(folder)]))
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     return found
 
 
-def test_a_run_goes_on_as_if_nothing_had_been(table, tmp_path, monkeypatch):
+def test_a_run_goes_on_as_if_nothing_had_been(table, tmp_path, monkeypatch, no_figures):
     """Six steps in one go against six that stop after the third and go on: weights to the bit, and all metrics; full
     evaluations have the metrics of texts, others have not."""
     monkeypatch.setattr(leaving, "complete", lambda *_: None)
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     words = (*flags(table), "--max_steps", "6")
     whole = trained(tmp_path / "whole", *words)
     (checkpoint,) = (tmp_path / "whole" / "checkpoints").glob("step-*3")
@@ -450,10 +441,9 @@ def test_two_processes_write_what_one_does(table, task, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_small_model_learns_to_reverse(tmp_path, monkeypatch):
+def test_a_small_model_learns_to_reverse(tmp_path, monkeypatch, no_figures):
     """300 steps of the recipe's model: three of four strings that it has never seen, where the source as it stands is
     right once in a hundred times."""
     monkeypatch.setattr(leaving, "complete", lambda *_: None)
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
     found = run.train(parse(["recipes/reverse.yaml", "--max_steps", "300", "--output_dir", str(tmp_path)]))
     assert found["exact_match"] > 0.75

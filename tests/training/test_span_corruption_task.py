@@ -7,8 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_state import reset_accelerate
 from transformers import AutoTokenizer
 
 from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
@@ -281,18 +280,16 @@ def test_what_does_not_go_together_is_refused(file, task):
         task.prepare(TriuneSeq2SeqConfig(**fields))
 
 
-def test_a_run_goes_on_as_if_nothing_had_been(file, tmp_path, monkeypatch):
+def test_a_run_goes_on_as_if_nothing_had_been(file, tmp_path, monkeypatch, as_found, no_figures):
     """Six steps in one go against six that stop after the third and go on: losses and weights to the bit."""
     monkeypatch.setattr(leaving, "complete", lambda *_: None)
-    monkeypatch.setattr(leaving.figures, "available", lambda: False)
 
     def weights(folder, *flags):
         words = ("--task", "span_corruption", "--train_file", file, "--max_seq_length", str(LENGTH))
         size = ("--vocab_size", "300", "--no_remove_shared_passages", "--per_device_train_batch_size", "4")
         often = ("--max_steps", "6", "--save_steps", "3", "--eval_steps", "3", "--warmup_steps", "1")
         run.train(parse([*words, *size, *often, "--config", CONFIG, "--output_dir", str(folder), *flags]))
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        reset_accelerate()
         return TASKS["span_corruption"].head.from_pretrained(folder / "model").state_dict()
 
     whole = weights(tmp_path / "whole")

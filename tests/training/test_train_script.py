@@ -1,6 +1,5 @@
 """The script as a user meets it: what it lists, and one sentence for each mistake, without a traceback."""
 
-import importlib.util
 import random
 import re
 import string
@@ -9,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
+from script_loading import load_script
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,14 +17,11 @@ SMALL = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scripts/train.py")
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder(tmp_path, monkeypatch):
+def in_a_folder(as_found, tmp_path, monkeypatch):
     """With a text, a table, a recipe and a saved model of a small vocabulary."""
     monkeypatch.chdir(tmp_path)
     words = random.Random(0)
@@ -35,9 +30,6 @@ def in_a_folder(tmp_path, monkeypatch):
     Path("table.csv").write_text("body,kind\n" + "".join(f"row {number},a\n" for number in range(30)))
     Path("empty.txt").write_text("")
     Path("recipe.yaml").write_text("task: causal_lm\ntrain_file: text.txt\nlerning_rate: 1e-3\n")
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def message(script, *argv):

@@ -31,6 +31,7 @@ from triune.training.figures.style import (
     shades,
     sheet,
     shorten,
+    widest,
 )
 
 
@@ -116,7 +117,7 @@ def draw_attention_rollout_text(matrix: np.ndarray, tokens: list[str]):
     count = len(tokens)
     cell = min(0.3, 5.8 / count)
     size, labels = min(9, cell * 58), [shorten(token.strip() or "·", 12) for token in tokens]
-    left = MARGIN + max(map(len, labels)) * size * 0.64 / 72 + 0.1
+    left = MARGIN + widest(labels, size) + 0.1
     top, side = HEADING + left - MARGIN, cell * count
     note = "rows: a token's last vector; columns: the tokens of the input; its own share is left out"
     figure = new_figure(max(left + side + MARGIN, WIDTH), top + side + 0.5, title, note)

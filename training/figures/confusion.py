@@ -18,12 +18,14 @@ from triune.training.figures.style import (
     MARGIN,
     ORANGE,
     WIDTH,
+    inches,
     new_figure,
     panel,
     save,
     shades,
     sheet,
     shorten,
+    widest,
 )
 
 
@@ -57,14 +59,15 @@ def draw_confusion_matrix(matrix, names: Sequence[str]):
     size = min(10, cell * 60)
     labels = [shorten(name, 18) for name in names if cell >= SMALLEST_NAMED]
     ticks = np.arange(len(labels)) + 0.5
-    longest = max(map(len, labels), default=0) * size * 0.62 / 72
+    longest = widest(labels, size)
     left, top, side = MARGIN + 0.4 + longest, HEADING + 0.1, cell * count
     upright = longest > cell
     below = (longest if upright else size / 72) + 0.55
     height = max(top + side + below, top + 0.4 + 0.45 * len(worst_confusions(matrix))) + MARGIN / 2
     title = f"{right:,.0f} of {total:,.0f} right ({right / max(total, 1):.1%})"
     note = "rows: labels, columns: predictions; colour: share of the row, right in blue, wrong in orange"
-    figure = new_figure(max(left + side + 3.0, WIDTH), height, f"Confusion matrix: {title}", note)
+    listed = 0.35 + max([2.4, *(inches(one, 10) for one in named(matrix, names))]) + MARGIN
+    figure = new_figure(max(left + side + listed, WIDTH), height, f"Confusion matrix: {title}", note)
     axes = panel(figure, left, top, side, side, xlim=(0, count), ylim=(count, 0))
     right_share = np.where(np.eye(count) > 0, shares, math.nan)
     for part, colour in ((right_share, BLUE), (np.where(np.isnan(right_share), shares, math.nan), ORANGE)):
@@ -104,14 +107,21 @@ def mark_absent(axes, matrix: np.ndarray) -> None:
             axes.text(len(matrix) / 2, row + 0.5, "none", ha="center", va="center", fontsize=8, color=GREY)
 
 
+def named(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
+    return [
+        f"{shorten(names[label], 16)} → {shorten(names[prediction], 16)}"
+        for label, prediction in worst_confusions(matrix)
+    ]
+
+
 def list_confusions(figure, matrix: np.ndarray, names: Sequence[str], left: float, top: float) -> None:
     axes = sheet(figure)
     worst = worst_confusions(matrix)
     axes.text(left, top + 0.1, "Most frequent confusions" if worst else "No confusions", fontweight="bold")
-    for place, (label, prediction) in enumerate(worst):
+    for place, ((label, prediction), text) in enumerate(zip(worst, named(matrix, names))):
         below = top + 0.4 + 0.45 * place
         count, total = matrix[label, prediction], matrix[label].sum()
-        axes.text(left, below, f"{shorten(names[label], 16)} → {shorten(names[prediction], 16)}", color=ORANGE)
+        axes.text(left, below, text, color=ORANGE)
         axes.text(left, below + 0.18, f"{count:,.0f} of {total:,.0f} ({count / total:.0%})", fontsize=9, color=GREY)
 
 

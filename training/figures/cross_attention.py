@@ -24,13 +24,15 @@ from triune.training.figures.style import (
     shades,
     sheet,
     shorten,
+    widest,
 )
 
 
 TITLE = "Cross-attention: where the model looks for what it writes"
 LONGEST_TOKEN = 14
-CELL, SIZE, LETTER = 0.26, 9.0, 0.078  # inches of a cell; points of letters beside one as large; inches of a letter
-GAP = 0.3
+CELL, SIZE = 0.26, 9.0  # inches of a cell; points of letters beside one as large
+AROUND, GAP = 0.1, 0.3  # inches: between letters and what is around them; between maps
+HIGHEST = 12.0  # inches of all maps
 
 
 def cross_attention(model, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor) -> np.ndarray:
@@ -43,23 +45,30 @@ def cross_attention(model, input_ids: torch.Tensor, decoder_input_ids: torch.Ten
 
 
 def draw_cross_attention(maps: Sequence[np.ndarray], sources: Sequence[list[str]], targets: Sequence[list[str]]):
-    """Of each text its map (written, read), the tokens read and the tokens written."""
+    """Of each text its map (written, read), the tokens read and the tokens written; the first ones, where all would be
+    too high for a page. The largest share has the darkest colour: among many tokens all shares are small."""
     if not maps:
         return empty_figure(TITLE)
-    panels = [Panel(*one) for one in zip(maps, map(shown, sources), map(shown, targets))]
-    cell = min(CELL, (WIDTH - 2 * MARGIN - max(one.left for one in panels)) / max(len(one.read) for one in panels))
+    read, written = list(map(shown, sources)), list(map(shown, targets))
+    beside = max(widest(one, SIZE) for one in written)
+    panels = [Panel(*one, beside) for one in zip(maps, read, written)]
+    # as wide as a page at most; letters grow with their cells
+    cell = min(CELL, (WIDTH - 2 * MARGIN - AROUND) / (max(map(len, read)) + beside / CELL))
     shelves = on_shelves(panels, cell)
     heights = [max(one.height(cell) for one in shelf) + GAP for shelf in shelves]
+    whole = max(1, sum(np.cumsum(heights) <= HIGHEST))
+    shelves, heights = shelves[:whole], heights[:whole]
+    highest = max(float(one.weights.max()) for shelf in shelves for one in shelf)
     note = "rows: what it writes; columns: what it reads; the mean of all heads and layers"
     figure = new_figure(WIDTH, HEADING + sum(heights) + 0.35, TITLE, note)
     axes, top, colours = sheet(figure), HEADING, shades("white", SKY, BLUE, "#00203A")
     for shelf, height in zip(shelves, heights):
         left = MARGIN
         for one in shelf:
-            one.draw(axes, left, top, cell, colours)
+            one.draw(axes, left, top, cell, colours, highest)
             left += one.width(cell) + GAP
         top += height
-    colour_bar(axes, MARGIN + 0.9, top, colours, ("0", "1"), "share")
+    colour_bar(axes, MARGIN + 0.9, top, colours, ("0", f"{highest:.0%}"), "share")
     return figure
 
 
@@ -69,25 +78,24 @@ class Panel(NamedTuple):
     weights: np.ndarray
     read: list[str]
     written: list[str]
+    beside: float  # the longest label of all maps, in letters beside the largest cells
 
-    @property
-    def left(self) -> float:
-        return 0.1 + max(map(len, self.written)) * LETTER
+    def left(self, cell: float) -> float:
+        return AROUND + self.beside * cell / CELL
 
-    @property
-    def above(self) -> float:
-        return 0.1 + max(map(len, self.read)) * LETTER
+    def above(self, cell: float) -> float:
+        return AROUND + widest(self.read, SIZE) * cell / CELL
 
     def width(self, cell: float) -> float:
-        return self.left + cell * len(self.read)
+        return self.left(cell) + cell * len(self.read)
 
     def height(self, cell: float) -> float:
-        return self.above + cell * len(self.written)
+        return self.above(cell) + cell * len(self.written)
 
-    def draw(self, axes, left: float, top: float, cell: float, colours) -> None:
-        left, top, size = left + self.left, top + self.above, SIZE * cell / CELL
+    def draw(self, axes, left: float, top: float, cell: float, colours, highest: float) -> None:
+        left, top, size = left + self.left(cell), top + self.above(cell), SIZE * cell / CELL
         box = (left, top, cell * len(self.read), cell * len(self.written))
-        put(axes, self.weights, *box, cmap=colours, vmin=0, vmax=1)
+        put(axes, self.weights, *box, cmap=colours, vmin=0, vmax=highest)
         frame(axes, *box, GREY, 0.5)
         for row, label in enumerate(self.written):
             axes.text(left - 0.06, top + (row + 0.5) * cell, label, ha="right", va="center", fontsize=size)

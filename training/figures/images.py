@@ -18,12 +18,12 @@ from triune.training.figures.style import (
     YELLOW,
     array,
     empty_figure,
+    fit,
     frame,
     new_figure,
     put,
     save,
     sheet,
-    shorten,
 )
 
 
@@ -72,7 +72,7 @@ def draw_image_grid(images: Sequence, titles: Sequence[str], wrong: set[int], ti
         axes.text(
             left + side / 2,
             top + side + 0.14,
-            shorten(caption, int(tile / 0.078)),
+            fit(caption, tile - 0.02, 9),
             ha="center",
             va="center",
             fontsize=9,

@@ -16,6 +16,7 @@ from triune.training.figures.style import (
     WIDTH,
     array,
     colour_bar,
+    fit,
     frame,
     new_figure,
     panel,
@@ -23,12 +24,11 @@ from triune.training.figures.style import (
     save,
     shades,
     sheet,
-    shorten,
+    widest,
 )
 
 
-LONGEST_CAPTION, LONGEST_NAME = 46, 20
-LETTER = 0.075  # inches of a letter of a caption
+LONGEST_CAPTION, LONGEST_NAME = 3.6, 1.6  # inches
 BARS, BAR = 5, 0.24  # that are shown of an image, and the height of each
 
 
@@ -40,8 +40,8 @@ def draw_similarity_matrix(similarity, images: Sequence, captions: Sequence[str]
             f"similarities of {count} images and {len(captions)} captions, pair by pair, have the shape "
             f"{(count, count)}, got {similarity.shape}"
         )
-    words = [shorten(caption, LONGEST_CAPTION) for caption in captions]
-    left = MARGIN + LETTER * max(map(len, words)) + 0.1
+    words = [fit(caption, LONGEST_CAPTION, 8.5) for caption in captions]
+    left = MARGIN + widest(words, 8.5) + 0.1
     cell = min(0.62, max(0.3, (10 - left) / count))
     right = int((similarity.argmax(1) == np.arange(count)).sum())
     top = HEADING + 0.35 + cell
@@ -62,15 +62,19 @@ def draw_similarity_matrix(similarity, images: Sequence, captions: Sequence[str]
         nearest = int(similarity[place].argmax())
         box = (left + cell * place, top + cell * nearest, cell, cell)
         frame(axes, *box, INK if nearest == place else ORANGE, 1.5)
-    colour_bar(axes, width - MARGIN - 1.9, HEADING, colours, (f"{low:.2f}", f"{high:.2f}"), "similarity")
+    colour_bar(axes, width - MARGIN - 1.9, HEADING, colours, (signed(low), signed(high)), "similarity")
     return figure
+
+
+def signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def write_column(axes, values: np.ndarray, left: float, top: float, cell: float, bright: float) -> None:
     for row, value in enumerate(values):
         colour = "white" if value > bright else INK
         place = (left + cell / 2, top + cell * (row + 0.5))
-        axes.text(*place, f"{value:.2f}", ha="center", va="center", fontsize=min(8, cell * 18), color=colour)
+        axes.text(*place, signed(value), ha="center", va="center", fontsize=min(8, cell * 18), color=colour)
 
 
 def similarity_matrix(similarity, images: Sequence, captions: Sequence[str], path: str | Path) -> Path:
@@ -91,32 +95,34 @@ def draw_zero_shot_bars(chances, images: Sequence, names: Sequence[str], labels:
         )
     shown, columns = min(BARS, len(names)), 2
     side = shown * BAR
-    rows, step = -(-len(images) // columns), side + 0.4
+    rows, gap = -(-len(images) // columns), 0.4
     right = int((chances.argmax(1) == np.asarray(labels)).sum())
     figure = new_figure(
         WIDTH,
-        HEADING + rows * step + MARGIN,
+        HEADING + rows * (side + gap) - gap + MARGIN,
         f"Classes by their prompts: {right} of {len(images)} images named right",
         f"the {shown} nearest of {len(names)} classes, with their probability; the right one in blue",
     )
     axes, width = sheet(figure), (WIDTH - 2 * MARGIN) / columns
     for place, image in enumerate(images):
         row, column = divmod(place, columns)
-        left, top = MARGIN + column * width, HEADING + row * step
+        left, top = MARGIN + column * width, HEADING + row * (side + gap)
         frame(axes, *place_picture(axes, picture(image), left, top, side), GREY, 0.5)
         order = np.argsort(-chances[place], kind="stable")[:shown]
-        room = 0.1 + LETTER * min(LONGEST_NAME, max(len(names[index]) for index in order))
+        words = [fit(names[index], LONGEST_NAME, 9) for index in order]
+        room = 0.15 + widest(words, 9)
         bars = panel(figure, left + side + room, top, width - side - room - 0.55, side)
         colours = [BLUE if index == labels[place] else GREY for index in order]
         bars.barh(range(shown), chances[place][order], color=colours, height=0.7)
         bars.set(xlim=(0, 1), ylim=(shown - 0.5, -0.5))
-        bars.set_yticks(range(shown), [shorten(names[index], LONGEST_NAME) for index in order], fontsize=9)
+        bars.set_yticks(range(shown), words, fontsize=9)
         bars.set_xticks([])
         bars.grid(False)
         bars.spines[:].set_visible(False)
         for bar, index in enumerate(order):
             chance = chances[place][index]
-            bars.text(chance + 0.02, bar, f"{chance:.0%}", va="center", fontsize=9, color=colours[bar])
+            look = {"va": "center_baseline", "fontsize": 9, "color": colours[bar]}  # as the names are placed
+            bars.text(chance + 0.02, bar, f"{chance:.0%}", **look)
     return figure
 
 

@@ -21,8 +21,9 @@ BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC
 INK, GREY, FAINT = "#222222", "#6B6B6B", "#E4E4E4"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, INK, GREY)
 
+DPI = 200
 STYLE = {
-    "savefig.dpi": 200,
+    "savefig.dpi": DPI,
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 10,
     "text.color": INK,
@@ -83,9 +84,18 @@ def new_figure(width: float, height: float, title: str, note: str = ""):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    figure.text(MARGIN / width, 1 - 0.38 / height, title, fontsize=13, fontweight="bold")
-    figure.text(MARGIN / width, 1 - 0.64 / height, note, fontsize=9.5, color=GREY)
+    headline(figure, title, 0.38, 13, weight="bold")
+    headline(figure, note, 0.64, 9.5, color=GREY)
     return figure
+
+
+def headline(figure, text: str, below: float, size: float, weight: str = "normal", **look) -> None:
+    """A line across the figure: smaller where it is too long, down to three quarters, then shortened."""
+    width, height = figure.get_size_inches()
+    room = width - 2 * MARGIN
+    size *= max(0.75, room / max(inches(text, size, weight=weight), room))
+    shown = fit(text, room, size, weight=weight)
+    figure.text(MARGIN / width, 1 - below / height, shown, fontsize=size, fontweight=weight, **look)
 
 
 def panel(figure, left: float, top: float, width: float, height: float, **options):
@@ -146,6 +156,28 @@ def shorten(name: object, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[len(name) - end :]}"
 
 
+def inches(text: str, size: float, **font) -> float:
+    """How wide a text is drawn, in letters of so many points."""
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+
+    renderer = RendererAgg(1, 1, DPI)
+    return renderer.get_text_width_height_descent(text, FontProperties(size=size, **font), ismath=False)[0] / DPI
+
+
+def widest(texts: Sequence[str], size: float) -> float:
+    return max((inches(text, size) for text in texts), default=0.0)
+
+
+def fit(name: object, room: float, size: float, **font) -> str:
+    """In one line, shortened to as many inches as there is room for."""
+    name = " ".join(str(name).split())
+    shown = name
+    while len(shown) > 1 and (wide := inches(shown, size, **font)) > room:
+        shown = shorten(name, max(1, min(len(shown) - 1, int(len(shown) * room / wide))))
+    return shown
+
+
 def array(values) -> np.ndarray:
     """Numbers from wherever they are."""
     return torch.as_tensor(values).detach().float().cpu().numpy()
@@ -172,6 +204,9 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return [place for _, place in sorted(zip(order, moved))]
 
 
+AWAY = 1.045  # where labels begin, in widths of the axes
+
+
 def label_ends(axes, labels: list[tuple[float, str, str]]) -> None:
     """Right of the axes (value, text, colour), each at the height of its value, or near it and joined to it. An arrow
     tells what lies beyond the axes."""
@@ -179,15 +214,31 @@ def label_ends(axes, labels: list[tuple[float, str, str]]) -> None:
     heights = [(value - low) / (high - low) for value, _, _ in labels]
     gap = 0.2 / (axes.get_position().height * axes.figure.get_size_inches()[1])
     inside = np.clip(heights, 0, 1)
-    for height, end, place, (_, text, colour) in zip(heights, inside, spread(inside, gap), labels):
+    arrows = (" ↓" if height < 0 else " ↑" if height > 1 else "" for height in heights)
+    texts = make_room(axes, [text + arrow for (_, text, _), arrow in zip(labels, arrows)])
+    for end, place, text, (_, _, colour) in zip(inside, spread(inside, gap), texts, labels):
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 1, "relpos": (0, 0.5)}
         axes.annotate(
-            text + (" ↓" if height < 0 else "") + (" ↑" if height > 1 else ""),
+            text,
             xy=(1, end),
-            xytext=(1.045, place),
+            xytext=(AWAY, place),
             xycoords="axes fraction",
             va="center",
             color=colour,
             annotation_clip=False,
             arrowprops=line,
         )
+
+
+def make_room(axes, texts: list[str]) -> list[str]:
+    """Labels that end before the figure does: the axes become narrower, down to half of their width, and what is still
+    too long is shortened."""
+    from matplotlib import rcParams
+
+    place, width, size = axes.get_position(), axes.figure.get_size_inches()[0], rcParams["font.size"]
+    room, drawn = width * (1 - place.x0) - MARGIN / 2, width * place.width
+    kept = max((room - widest(texts, size)) / AWAY, drawn / 2)
+    if kept < drawn:
+        axes.set_position((place.x0, place.y0, kept / width, place.height))
+    left = room - AWAY * min(kept, drawn) + 1e-6  # the longest of them just fits
+    return [fit(text, left, size) for text in texts]

@@ -32,7 +32,6 @@ from triune.training.hub.markdown import (
     inline,
     one_line,
     picture,
-    python,
     table,
 )
 from triune.training.hub.metadata import HUB, MAIN, is_hub_name
@@ -350,6 +349,65 @@ def settings(facts: Facts) -> Markdown | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Snippets, as ruff formats them
+
+LINE, INDENT = 119, "    "
+
+
+def quoted(text: str) -> str:
+    """A literal: double quotes, unless single ones have less to escape."""
+    mark = "'" if text.count('"') > text.count("'") else '"'
+    letters = "".join(repr(letter)[1:-1] for letter in text)
+    return mark + letters.replace(mark, f"\\{mark}") + mark
+
+
+def assigned(name: str, value: str) -> Markdown:
+    """A line; where it is too long and the value by itself is not, the value has a line of its own."""
+    alone = f"{INDENT}{value}"
+    broken = len(f"{name} = {value}") > LINE >= len(alone)
+    return Markdown(f"{name} = (\n{alone}\n)" if broken else f"{name} = {value}")
+
+
+def listed(name: str, texts: list[str]) -> Markdown:
+    """A list of strings: a line, or one for each of them."""
+    line = f"{name} = [{', '.join(map(quoted, texts))}]"
+    broken = "".join(f"{INDENT}{quoted(text)},\n" for text in texts)
+    return Markdown(line if len(line) <= LINE else f"{name} = [\n{broken}]")
+
+
+BETTER = '  # better: a commit id from "Files and versions": it pins weights and code'
+NEW_TOKENS = 40  # that a snippet asks for
+ONCE, GAP = "Once upon a time", "Once upon a <extra_id_0> there was a king."  # where no input may be shown
+LABELS = ["a text that fits", "a text that does not"]
+
+
+def names(facts: Facts, name: str, revision: str | None, example: dict[str, Any] | None) -> dict[str, Any]:
+    """How snippets name the model and what they give to it."""
+    hub, text, image = is_hub_name(name), (example or {}).get("text"), (example or {}).get("image", "")
+    pinned = f"revision = {quoted(revision or MAIN)}{'' if revision else BETTER}"
+    lines = [assigned("name", quoted(name)), *([pinned] if hub else [])]
+    found = f"hf_hub_download(name, {quoted(image)}, revision=revision)" if hub else f"name + {quoted(f'/{image}')}"
+    return {
+        "hub": hub,
+        "where": Markdown("\n".join(lines)),
+        "at": Markdown("name, revision=revision" if hub else "name"),
+        "text": assigned("text", quoted(text or (GAP if facts.task == GAPS else ONCE))),
+        "pair": listed("texts", text.split("\t")) if text and text.count("\t") == 1 else None,
+        "labels": listed("labels", [one["label"] for one in (example or {}).get("top", [])] or LABELS),
+        "classes_needed": Markdown(", ".join(sorted((facts.auto_class, facts.processor)))),
+        "fetched": bool(hub and image),
+        "file": Markdown(found if image else quoted("a picture of yours.png")),
+    }
+
+
+def new_tokens(facts: Facts) -> int:
+    """That a snippet asks for: behind a beginning as long, or of a target of its own."""
+    if isinstance(facts.config, TriuneSeq2SeqConfig):
+        return min(NEW_TOKENS, facts.config.decoder.max_position_embeddings - 1)
+    return min(NEW_TOKENS, (facts.texts.max_position_embeddings or 0) // 2) if facts.reads_text else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The page
 
 
@@ -368,42 +426,6 @@ def pictures(facts: Facts, examples: bool) -> dict[str, list[Markdown]]:
 
 def title(facts: Facts, name: str) -> str:
     return name.split("/")[1] if is_hub_name(name) else facts.title
-
-
-BETTER = '  # better: a commit id from "Files and versions": it pins weights and code'
-NEW_TOKENS = 40  # that a snippet asks for
-ONCE, GAP = "Once upon a time", "Once upon a <extra_id_0> there was a king."  # where no input may be shown
-LABELS = ["a text that fits", "a text that does not"]
-
-
-def names(facts: Facts, name: str, revision: str | None, example: dict[str, Any] | None) -> dict[str, Any]:
-    """How snippets name the model and what they give to it."""
-    hub, text, image = is_hub_name(name), (example or {}).get("text"), (example or {}).get("image")
-    pinned = f"revision = {python(revision or MAIN)}{'' if revision else BETTER}"
-    lines = [f"name = {python(name)}", *([pinned] if hub else [])]
-    found = f"hf_hub_download(name, {python(image)}, revision=revision)" if hub else f"name + {python(f'/{image}')}"
-    return {
-        "hub": hub,
-        "where": Markdown("\n".join(lines)),
-        "at": Markdown("name, revision=revision" if hub else "name"),
-        "text": python(text or (GAP if facts.task == GAPS else ONCE)),
-        "pair": [python(part) for part in text.split("\t")] if text and text.count("\t") == 1 else None,
-        "labels": listed([one["label"] for one in (example or {}).get("top", [])] or LABELS),
-        "classes_needed": Markdown(", ".join(sorted((facts.auto_class, facts.processor)))),
-        "fetched": bool(hub and image),
-        "file": Markdown(found) if image else python("a picture of yours.png"),
-    }
-
-
-def listed(texts: list[str]) -> Markdown:
-    return Markdown(f"[{', '.join(map(python, texts))}]")
-
-
-def new_tokens(facts: Facts) -> int:
-    """That a snippet asks for: behind a beginning as long, or of a target of its own."""
-    if isinstance(facts.config, TriuneSeq2SeqConfig):
-        return min(NEW_TOKENS, facts.config.decoder.max_position_embeddings - 1)
-    return min(NEW_TOKENS, (facts.texts.max_position_embeddings or 0) // 2) if facts.reads_text else 0
 
 
 def citation(facts: Facts, name: str) -> Markdown:

@@ -274,7 +274,10 @@ class Contrastive(Task):
 
     def describe(self) -> list[str]:
         data, classes = self.data, self.data.classes
-        zero_shot = f"; {len(classes.labels)} images of {len(set(classes.labels.tolist()))} classes" if classes else ""
+        zero_shot = ""
+        if classes:
+            held_out = len(set(classes.labels.tolist()))
+            zero_shot = f"; {len(classes.labels)} images of {held_out} of {len(classes.names)} classes"
         return [
             f"{data.source}: {len(data.train):,} pairs of an image and a caption, held out {len(data.validation):,}"
             f"{zero_shot}; sha256 {self.fingerprint[:12]}"
