@@ -54,6 +54,10 @@ class Result(NamedTuple):
     further: tuple[tuple[str, str], ...] = ()  # more metrics, and what they are
 
 
+VIT_WITH_CLS = (
+    "{hidden_size: 64, num_hidden_layers: 4, num_attention_heads: 4, norm: layernorm, pooling: cls, "
+    "embedding: {patch_size: 2, cls_token: true}}"
+)
 MEASURED = {
     "bert": Result(
         "bert",
@@ -63,7 +67,17 @@ MEASURED = {
         further=(("loss", "loss in nats"),),
     ),
     "gpt": Result("gpt", "bits_per_character", "bits per character", "unigram entropy"),
+    "llama": Result("llama", "bits_per_character", "the same, with Llama's parts", "unigram entropy"),
+    "modern": Result("modern", "bits_per_character", "the same, with what came after Llama", "unigram entropy"),
     "vit": Result("vit", "accuracy", "accuracy on `digits`, mean of five folds", "k-NN", parts=FOLDS),
+    "vit-cls": Result(
+        "vit",
+        "accuracy",
+        "the same for one fold, with a CLS token in place of the mean",
+        "majority class",
+        flags=(("config", VIT_WITH_CLS),),
+        parts=FOLDS[:1],
+    ),
     "letters": Result("letters", "accuracy", "accuracy on `letters`, in fonts never seen", "k-NN"),
     "nsp": Result(
         "nsp",
@@ -81,19 +95,35 @@ MEASURED = {
         takes="tokenizer_name",
     ),
     "tuned": Result("finetuning/classifier", "accuracy", "the same, fine-tuned from `nsp`", "scratch", after="nsp"),
+    "tuned-decay": Result(
+        "finetuning/classifier",
+        "accuracy",
+        "the same, lower layers slower",
+        "scratch",
+        flags=(("layer_decay", 0.5),),
+        after="nsp",
+    ),
+    "tuned-head": Result(
+        "finetuning/classifier",
+        "accuracy",
+        "the same, with the encoder frozen",
+        "majority class",
+        flags=(("freeze", r"^model\."), ("learning_rate", 0.01)),
+        after="nsp",
+    ),
     "copy": Result("copy", "exact_match", "strings copied exactly, of lengths seen", "most frequent target"),
     "reverse": Result("reverse", "exact_match", "strings reversed exactly", "source as it is"),
     "names": Result("names", "chrf", "chrF of a function's name, from its docstring", "rarest word"),
     "t5": Result("t5", "word_loss", "words of hidden spans, loss in nats", "unigram entropy"),
     "mae": Result("mae", "psnr", "hidden patches of photographs", "mean of the visible"),
-    "mae-digits": Result("mae-digits", "psnr", "hidden patches of `digits`", "mean of the visible", parts=FOLDS[:1]),
+    "mae-digits": Result("mae-digits", "psnr", "hidden patches of `digits`", "mean of the visible", parts=FOLDS),
     "probe": Result(
         "finetuning/probe",
         "accuracy",
         "`digits` by a linear map on what `mae-digits` sees",
         "logistic regression",
         after="mae-digits",
-        parts=FOLDS[:1],
+        parts=FOLDS,
     ),
     "clip": Result(
         "clip",

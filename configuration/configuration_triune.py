@@ -102,6 +102,8 @@ ACTIVATIONS = (
     *("swish", "tanh"),
 )
 
+ACTIVATION = Option("gelu", "one of " + ", ".join(ACTIVATIONS), ACTIVATIONS.__contains__)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The space: axis -> choice -> option. The first choice of an axis is its default.
 
@@ -173,8 +175,8 @@ AXES: dict[str, dict[str, dict[str, Option]]] = {
     },
     "lm_head": {
         "plain": {"bias": flag(False), **SOFTCAP},
-        # BERT's: projection, activation, norm, decoder
-        "transform": {"bias": flag(True), "dense_bias": flag(True), **SOFTCAP},
+        # BERT's: projection, activation (None: the layers'), norm, decoder
+        "transform": {"bias": flag(True), "dense_bias": flag(True), "hidden_act": optional(ACTIVATION), **SOFTCAP},
     },
     "classifier": {
         "linear": {"bias": flag(True)},
@@ -197,7 +199,7 @@ FIELDS: dict[str, Option] = {
     "problem_type": optional(
         one_of("single_label_classification", "multi_label_classification", "regression"),
     ),
-    "hidden_act": Option("gelu", "one of " + ", ".join(ACTIVATIONS), ACTIVATIONS.__contains__),
+    "hidden_act": ACTIVATION,
 }
 
 # ---------------------------------------------------------------------------------------------------------------------

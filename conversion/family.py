@@ -121,6 +121,11 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
     content[last] = value
 
 
+def unshared(content: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which no two places hold the same entry, as stacks of one preset do (and copies of them)."""
+    return {name: unshared(one) if isinstance(one, dict) else copy.copy(one) for name, one in content.items()}
+
+
 def put_all(content: dict[str, Any], paths: str | tuple[str, ...], found: Any) -> None:
     """One value at a path, or one for each of several."""
     for path, value in [(paths, found)] if isinstance(paths, str) else zip(paths, found):
@@ -169,7 +174,7 @@ class Family:
     def to_own(self, published: PreTrainedConfig, head: str, has: Callable[[Fact], bool]) -> FamilyConfig:
         """`has`: whether the file has the tensor of a fact."""
         self.refuse(published)
-        found = copy.deepcopy({**self.base, **self.of_head.get(head, {})})
+        found = unshared({**self.base, **self.of_head.get(head, {})})
         for field in self.fields:
             field.put_own(found, published)
         for fact in self.facts:

@@ -110,7 +110,8 @@ def build_lm_head(config: TriuneConfig) -> tuple[nn.Linear, nn.Module, nn.Module
     resizing and quantisation put another linear map in the decoder's place."""
     entry, size = dict(config.lm_head), config.hidden_size
     decoder, cap = nn.Linear(size, config.vocab_size, bias=entry.pop("bias")), entry.pop("softcap")
-    transform = build(TRANSFORMS, entry, size, config.hidden_act, build(NORMS, config.norm, size))
+    activation = entry.pop("hidden_act", None) or config.hidden_act
+    transform = build(TRANSFORMS, entry, size, activation, build(NORMS, config.norm, size))
     return decoder, transform, nn.Identity() if cap is None else Softcap(cap)
 
 

@@ -96,13 +96,21 @@ def roberta(config) -> list[Rule]:
     ]
 
 
+# Its head has one activation, whichever the layers have.
+GELU_HEAD = Field(
+    "hidden_act",
+    ("hidden_act", "lm_head.hidden_act"),
+    lambda layers: (layers, None if layers == "gelu" else "gelu"),
+    lambda layers, head: layers,
+)
+
 ROBERTA = Family(
     name="roberta",
     config="RobertaConfig",
     heads={"RobertaModel": "TriuneModel", "RobertaForMaskedLM": "TriuneForMaskedLM"},
     prefix="roberta.",
     base=BASE,
-    fields=SIZES,
+    fields=(*SIZES, GELU_HEAD),
     rules=roberta,
     only=ONLY,
     copies={

@@ -29,6 +29,17 @@ def modernbert(config) -> list[Rule]:
     ]
 
 
+# A window is told by its whole width, even where no layer has one.
+
+
+def one_side(width: int, layer_types: list[str]) -> tuple[int | None, list[str]]:
+    return width // 2 if "sliding_attention" in layer_types else None, layer_types
+
+
+def both_sides(window: int | None, layer_types: list[str]) -> tuple[int, list[str]]:
+    return 128 if window is None else 2 * window, layer_types
+
+
 MODERNBERT = Family(
     name="modernbert",
     config="ModernBertConfig",
@@ -39,15 +50,20 @@ MODERNBERT = Family(
         *COMMON,
         *fields(
             *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-            *("max_position_embeddings", "layer_types"),
-            hidden_activation="hidden_act",
+            "max_position_embeddings",
             norm_eps="norm.eps",
             norm_bias="norm.bias",
             attention_dropout="attention_probs_dropout_prob",
             mlp_dropout="feed_forward.dropout",
             decoder_bias="lm_head.bias",
         ),
-        Field("local_attention", "sliding_window", lambda width: width // 2, lambda window: window * 2),
+        Field(
+            ("hidden_activation", "classifier_activation"),
+            ("hidden_act", "lm_head.hidden_act"),
+            lambda layers, head: (layers, None if head == layers else head),
+            lambda layers, head: (layers, head or layers),
+        ),
+        Field(("local_attention", "layer_types"), ("sliding_window", "layer_types"), one_side, both_sides),
         Field("rope_parameters.full_attention.rope_theta", "position.theta"),
         Field("rope_parameters.sliding_attention.rope_theta", "position.local_theta"),
     ),
@@ -60,7 +76,7 @@ MODERNBERT = Family(
     silent=(
         *("initializer_cutoff_factor", "cls_token_id", "sep_token_id", "deterministic_flash_attn"),
         *("sparse_prediction", "sparse_pred_ignore_index", "reference_compile", "repad_logits_with_grad"),
-        *("classifier_pooling", "classifier_dropout", "classifier_bias", "classifier_activation"),
+        *("classifier_pooling", "classifier_dropout", "classifier_bias"),
     ),
     copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
 )
