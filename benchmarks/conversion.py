@@ -1,12 +1,16 @@
 """Published checkpoints there and back: random ones of transformers' own classes, no weight zero or one, odd sizes.
 
-    python benchmarks/conversion.py      # writes benchmarks/results/conversion.json and docs/conversion.md's table
+    python benchmarks/conversion.py      # writes benchmarks/results/conversion.json and docs/tables/conversion.md
 
 For each: the largest difference of the answers in float32 and bfloat16, whether generated tokens are the same, and
-whether what is saved again has the same keys, bits and configuration. Real checkpoints differ in their numbers only.
+whether what is saved again has the same keys, bits and configuration. Then of large ones: the memory that loading
+takes, and the time, each load in a process of its own, transformers' and ours by turns.
 """
 
 import json
+import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import triune.conversion as conversion
-import triune.modeling as modeling
+from triune.conversion.checking import answer, random_inputs
 from triune.training.environment import versions
 from triune.training.report import replace
 
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "conversion.json", ROOT / "docs" / "conversion.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "conversion.json", ROOT / "docs" / "tables" / "conversion.md"
 Tensors = dict[str, torch.Tensor]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,7 +111,6 @@ ORIGINALS = {
     "marian-two-vocabularies": Original("MarianMTModel", {**SPLIT, "activation_function": "swish"}),
     "marian-backbone": Original("MarianModel", MARIAN),  # with its tables of positions
 }
-OUTPUTS = ("logits_per_image", "prediction_logits", "logits", "last_hidden_state")
 
 
 def config_of(original: Original) -> PreTrainedConfig:
@@ -289,45 +292,6 @@ def age(folder: Path, older: Older) -> None:
         (folder / "config.json").unlink()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What both compute
-
-
-def inputs_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """By what transformers' model takes."""
-    generator, config, found = torch.Generator().manual_seed(1), model.config, {}
-    vision = getattr(config, "vision_config", config)
-    if hasattr(vision, "patch_size"):
-        shape = (2, vision.num_channels, vision.image_size, vision.image_size)
-        found["pixel_values"] = torch.randn(shape, generator=generator)
-    if hasattr(getattr(config, "text_config", config), "vocab_size"):
-        found["input_ids"] = torch.randint(3, 80, (2, 9), generator=generator)
-        if "pixel_values" in found:
-            found["input_ids"][:, -1] = 96  # where CLIP reads
-    if config.model_type == "vit_mae":
-        found["noise"] = torch.rand(2, (vision.image_size // vision.patch_size) ** 2, generator=generator)
-    if config.is_encoder_decoder:
-        found["decoder_input_ids"] = found["input_ids"][:, :7].flip(1)
-    return found
-
-
-@torch.no_grad()
-def answer(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The logits, or the hidden states of a backbone; of MAE the pixels, which both have in another order."""
-    pictures = {name: one.to(model.dtype) for name, one in inputs.items() if name == "pixel_values"}
-    found = model(**inputs | pictures)
-    if "noise" in inputs:
-        return unpatchify(model, found.logits).float()
-    output = next(found[name] for name in OUTPUTS if found.get(name) is not None)
-    return (output[0] if isinstance(output, tuple) else output).float()
-
-
-def unpatchify(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
-    if hasattr(model, "unpatchify"):
-        return model.unpatchify(logits)
-    return modeling.embeddings.unpatchify(logits, model.config.encoder.grid, model.patch_size)
-
-
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max())
 
@@ -350,7 +314,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     """One case: there and back."""
     theirs = write(name, folder / "theirs")
     ours, report = conversion.load(folder / "theirs", output_loading_info=True)
-    inputs = inputs_of(theirs)
+    inputs = random_inputs(ours.config)
     wanted = answer(theirs, inputs)
     row = {
         "case": name,
@@ -362,8 +326,9 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     }
     half = {"dtype": torch.bfloat16}
     rounded = answer(published(name, folder / "theirs", **half), inputs)
-    row["bfloat16"] = difference(answer(conversion.load(folder / "theirs", **half), inputs), rounded)
-    row["bfloat16_of_original"] = difference(rounded, wanted)  # what the type alone does
+    own = answer(conversion.load(folder / "theirs", **half), inputs)
+    row["bfloat16"] = difference(own, rounded)
+    row["bfloat16_error"], row["bfloat16_error_of_original"] = difference(own, wanted), difference(rounded, wanted)
     if theirs.can_generate():
         pairs = zip(generated(theirs, inputs["input_ids"]), generated(ours, inputs["input_ids"]))
         row["tokens_equal"] = all(torch.equal(one, other) for one, other in pairs)
@@ -388,7 +353,7 @@ def measured_older(name: str, folder: Path) -> dict[str, Any]:
     source = folder / "theirs" / ("pytorch_model.bin" if older.pickled else "model.safetensors")
     place = folder / "theirs" if older.has_config else source
     ours, report = conversion.load(place, config=older.config, output_loading_info=True)
-    inputs = inputs_of(theirs)
+    inputs = random_inputs(ours.config)
     wanted = answer(theirs, inputs)
     conversion.save(ours, folder / "back")
     (tensors, _), (again, _) = content_of(folder / "today"), content_of(folder / "back")
@@ -404,17 +369,143 @@ def measured_older(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory and time of large ones
+
+LARGE = {  # of the published sizes
+    "BERT-base": ("BertForMaskedLM", {}),
+    "GPT-2": ("GPT2LMHeadModel", {}),
+    "ViT-B/16": ("ViTForImageClassification", {}),
+    "T5-small": ("T5ForConditionalGeneration", {"decoder_start_token_id": 0}),
+}
+PAIRS = 5
+# Anonymous memory: pages of the file itself, which the system may drop at any time, do not count.
+CHILD = """
+import sys, threading, time, torch, transformers, triune.conversion as conversion, triune.modeling
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+whose, model, folder = sys.argv[1:]
+load = conversion.load if whose == "ours" else getattr(transformers, model).from_pretrained
+transformers.logging.disable_progress_bar()
+before = most = anonymous()
+done = False
+def watch():
+    global most
+    while not done:
+        most = max(most, anonymous())
+        time.sleep(0.0005)
+watcher = threading.Thread(target=watch)
+watcher.start()
+start = time.perf_counter()
+model = load(folder)
+seconds, done = time.perf_counter() - start, True
+watcher.join()
+print(most - before, seconds)
+"""
+
+
+def loaded_alone(whose: str, model: str, folder: Path) -> tuple[int, float]:
+    """Most anonymous memory above the empty process, and seconds."""
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, whose, model, str(folder)]
+    words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(words[-2]), float(words[-1])
+
+
+def measured_large(name: str, folder: Path) -> dict[str, Any]:
+    model, fields = LARGE[name]
+    kind = getattr(transformers, model)
+    kind(kind.config_class(**fields)).save_pretrained(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    loads: dict[str, list] = {"ours": [], "theirs": []}
+    for place in range(PAIRS):
+        for whose in ("ours", "theirs") if place % 2 else ("theirs", "ours"):
+            loads[whose].append(loaded_alone(whose, model, folder))
+    memory = {whose: statistics.median(one for one, _ in found) / size for whose, found in loads.items()}
+    ratios = [theirs / ours for (_, ours), (_, theirs) in zip(loads["ours"], loads["theirs"])]
+    seconds = {whose: statistics.median(one for _, one in found) for whose, found in loads.items()}
+    return {
+        **{"case": name, "original": model, "bytes": size, "memory": memory["ours"]},
+        **{"memory_of_original": memory["theirs"], "seconds": seconds["ours"]},
+        **{"seconds_of_original": seconds["theirs"], "times_as_fast": statistics.median(ratios)},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def yes(row: dict[str, Any], name: str) -> str:
+    return "" if name not in row else "yes" if row[name] else "**no**"
+
+
+def page(found: dict[str, Any]) -> str:
+    lines = [
+        "# Published checkpoints, there and back",
+        "",
+        "<!-- made by benchmarks/conversion.py: change it there -->",
+        "",
+        "Random models of transformers' own classes, no weight zero or one, with odd sizes. Differences are the",
+        "largest of all answers: logits, hidden states of a backbone, pixels of a MAE. In bfloat16 the",
+        "two may round differently: beside their difference stands how far each, ours first, is from the original in",
+        "float32.",
+        "Generated tokens are greedy ones and those of 3 beams.",
+        "",
+        "| case | transformers | Triune | tensors | float32 | bfloat16 | errors | tokens | keys | bits | config |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["originals"]:
+        same = " | ".join(yes(row, name) for name in ("tokens_equal", "keys_equal", "bits_equal", "config_equal"))
+        numbers = [
+            f"{row[name]:.2g}" for name in ("float32", "bfloat16", "bfloat16_error", "bfloat16_error_of_original")
+        ]
+        numbers = f"{numbers[0]} | {numbers[1]} | {numbers[2]}, {numbers[3]}"
+        lines.append(
+            f"| {row['case']} | `{row['original']}` | `{row['head']}` | {row['tensors']} | {numbers} | {same} |"
+        )
+    lines += [
+        *("", "## Older and original layouts", ""),
+        "Read as their authors wrote them; saved, they are in today's layout: the bits of the file that transformers",
+        "writes today.",
+        "",
+        "| layout | saved as | Triune | tensors | float32 | keys | bits |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["older"]:
+        same = " | ".join(yes(row, name) for name in ("keys_equal", "bits_equal"))
+        cells = (row["case"], f"`{row['original']}`", f"`{row['head']}`", row["tensors"], f"{row['float32']:.2g}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {same} |")
+    lines += [
+        *("", "## Memory and time", ""),
+        "Anonymous memory above the empty process, as a share of the file; seconds with the file in the page cache,",
+        f"medians of {PAIRS} loads each, in processes of their own and by turns.",
+        "",
+        "| checkpoint | MB | memory | of transformers | seconds | of transformers | times as fast |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["large"]:
+        lines.append(
+            f"| {row['case']} | {row['bytes'] / 1e6:.0f} | {row['memory']:.2f} | {row['memory_of_original']:.2f} | "
+            f"{row['seconds']:.2f} | {row['seconds_of_original']:.2f} | {row['times_as_fast']:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     found: dict[str, Any] = {}
-    for kind, cases, measure in (("originals", ORIGINALS, measured), ("older", OLDER, measured_older)):
+    for kind, cases, measure in (
+        ("originals", ORIGINALS, measured),
+        ("older", OLDER, measured_older),
+        ("large", LARGE, measured_large),
+    ):
         found[kind] = []
         for name in cases:
             with tempfile.TemporaryDirectory() as folder:
                 found[kind].append(measure(name, Path(folder)))
             print(found[kind][-1], flush=True)
     replace(RESULTS, json.dumps({**found, "versions": versions()}, indent=1) + "\n")
+    replace(PAGE, page(found))
 
 
 if __name__ == "__main__":

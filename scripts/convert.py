@@ -2,18 +2,20 @@
 
     python scripts/convert.py openai-community/gpt2 gpt2-triune --check
     python scripts/convert.py google-bert/bert-base-uncased bert --head TriuneForSequenceClassification
+    python scripts/convert.py mae_pretrain_vit_base.pth mae --check
     python scripts/convert.py runs/bert/model stock-bert --to bert --check
 
-SRC is a folder or a Hub id, DST a new folder, with the tokenizer or image processor beside the weights. --check loads
-both again and compares what they compute, on random inputs and, of texts, on a sentence.
+SRC is a folder, a Hub id or a file of OpenAI (CLIP), Meta (MAE, DINO) or timm (ViT); DST a new folder, with the
+tokenizer or image processor beside the weights. --check compares what both compute, on random inputs and, of texts, on
+a sentence.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
-import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
@@ -23,6 +25,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import triune.conversion as conversion
 import triune.modeling as modeling
 from triune.configuration import CONFIGS, stack_reading
+from triune.configuration.configuration_triune import FamilyConfig
+from triune.conversion.checking import Inputs, answer, random_inputs
 from triune.conversion.files import Source
 from triune.training.arguments import parse_words, script_parser
 from triune.training.console import silence
@@ -30,13 +34,12 @@ from triune.training.console import silence
 
 NATIVE = "triune"
 SENTENCE = "The quick brown fox jumps over the lazy dog."
-OUTPUTS = ("logits_per_image", "prediction_logits", "logits", "last_hidden_state")
 ALLOWED = 1e-4  # of the largest answer, in float32
 
 
 def parser() -> argparse.ArgumentParser:
     made = script_parser(__doc__, "convert.py SRC DST [--to FAMILY] [--head HEAD] [--check]")
-    made.add_argument("source", metavar="SRC", help="a folder or a Hub id")
+    made.add_argument("source", metavar="SRC", help="a folder, a Hub id or a file")
     made.add_argument("target", metavar="DST", help="a new folder")
     made.add_argument("--to", help=f"of a Triune model: {', '.join(conversion.FAMILIES)}; default: what it came from")
     made.add_argument("--head", help="another one than the checkpoint has, by the name of a class of triune.modeling")
@@ -64,7 +67,7 @@ def convert(given: argparse.Namespace) -> None:
         model = own_model(given.source)
         conversion.save(model, given.target, family=given.to, beside=given.source)
         print(f"{given.source}: {type(model).__name__}, {len(model.state_dict())} tensors -> {given.target}")
-        theirs, ours = published(given.target), model
+        theirs, ours = (published(given.target) if given.check else None), model
     else:
         if given.to not in (None, NATIVE):
             raise ValueError(f"to={given.to!r}: {given.source} is a published model, which becomes a Triune model")
@@ -75,7 +78,7 @@ def convert(given: argparse.Namespace) -> None:
         where.carry(Path(given.target))
         for line in told(report):
             print(line)
-        theirs = None if given.head else published(given.source, revision=given.revision)
+        theirs = None if given.head or not given.check else original(where, ours)
     if given.check:
         check(given, ours, theirs)
 
@@ -95,44 +98,38 @@ def told(report: conversion.Report) -> list[str]:
 # The check
 
 
+def original(source: Source, ours: PreTrainedModel) -> PreTrainedModel:
+    """What transformers makes of it; of a layout that it does not read, what it makes of ours in today's."""
+    if "model_type" in source.config():
+        return published(source.name, **source.where)
+    with tempfile.TemporaryDirectory() as folder:
+        return published(str(conversion.save(ours, Path(folder) / "today")))
+
+
 def published(source: str, **where) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source, **where)
     return getattr(transformers, config.architectures[0]).from_pretrained(source, **where).eval()
 
 
-def inputs_of(model: PreTrainedModel, folder: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Random ones, and of texts a sentence, where there is a tokenizer."""
-    generator, random, real = torch.Generator().manual_seed(0), {}, {}
-    texts, images = (stack_reading(model.config, kind) for kind in ("tokens", "patches"))
-    if texts:
-        length = min(16, texts.max_position_embeddings)
-        random["input_ids"] = torch.randint(3, texts.vocab_size, (2, length), generator=generator)
-        if (Path(folder) / "tokenizer_config.json").is_file():
-            real |= AutoTokenizer.from_pretrained(folder)(SENTENCE, return_tensors="pt")
-            real = {name: real[name] for name in ("input_ids", "attention_mask")}
-    if images:
-        rows, columns = images.grid
-        patch, channels = images.embedding["patch_size"], images.embedding["num_channels"]
-        shape = (2, channels, rows * patch, columns * patch)
-        random["pixel_values"] = torch.randn(shape, generator=generator)
-        real = {**real, "pixel_values": random["pixel_values"][:1]} if real else {}
-    if model.config.is_encoder_decoder:
-        random["decoder_input_ids"] = random["input_ids"].flip(1)
-        real = {**real, "decoder_input_ids": real["input_ids"]} if real else {}
-    return {"random inputs": random, **({"a sentence": real} if real else {})}
-
-
-@torch.no_grad()
-def answer(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    found = model(**inputs)
-    output = next(found[name] for name in OUTPUTS if found.get(name) is not None)
-    return (output[0] if isinstance(output, tuple) else output).float()
+def sentences(config: FamilyConfig, folder: str) -> Inputs:
+    """What a sentence is, where there is a tokenizer beside the model."""
+    if stack_reading(config, "tokens") is None or not (Path(folder) / "tokenizer_config.json").is_file():
+        return {}
+    found = AutoTokenizer.from_pretrained(folder)(SENTENCE, return_tensors="pt")
+    real = {name: found[name] for name in ("input_ids", "attention_mask")}
+    others = {name: one[:1] for name, one in random_inputs(config).items() if name == "pixel_values"}
+    return {**real, **others, **({"decoder_input_ids": real["input_ids"]} if config.is_encoder_decoder else {})}
 
 
 def check(given: argparse.Namespace, ours: PreTrainedModel, theirs: PreTrainedModel | None) -> None:
     if theirs is None:
         raise ValueError(f"head={given.head!r}: another head than the checkpoint's has nothing to be compared with")
-    for what, inputs in inputs_of(ours, given.target).items():
+    for what, inputs in (
+        ("random inputs", random_inputs(ours.config)),
+        ("a sentence", sentences(ours.config, given.target)),
+    ):
+        if not inputs:
+            continue
         wanted, found = answer(theirs, inputs), answer(ours, inputs)
         difference, largest = (float(one.abs().max()) for one in (wanted - found, wanted))
         print(f"{what}: largest difference {difference:.3g}, of answers up to {largest:.3g}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import transformers as hf
 from safetensors.torch import load_file
+from script_loading import load_script
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,3 +44,22 @@ def test_there_and_back(tmp_path):
     wrong = convert(tmp_path / "own", tmp_path / "bert", "--to", "bert")
     assert wrong.returncode == 1 and "error: this model is not one of bert" in wrong.stderr
     assert not (tmp_path / "bert").exists()
+
+
+def test_a_file_of_an_author(tmp_path):
+    """Meta's MAE, without a configuration: what transformers makes of ours in today's layout is what is compared."""
+    script = load_script("benchmarks/conversion.py")
+    fields = {**script.MAE, "num_attention_heads": 1, "hidden_size": 64, "decoder_num_attention_heads": 16}
+    fields |= {"decoder_hidden_size": 32, "intermediate_size": 256, "layer_norm_eps": 1e-6}
+    theirs = script.randomised(hf.ViTMAEForPreTraining(hf.ViTMAEConfig(**fields)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    tensors = script.timm_vit(load_file(tmp_path / "theirs" / "model.safetensors"))
+    torch.save({"model": tensors}, tmp_path / "mae.pth")
+    there = convert(tmp_path / "mae.pth", tmp_path / "own", "--check")
+    assert there.returncode == 0, there.stderr
+    assert "vit_mae -> TriuneForMaskedImageModeling: 62 tensors, all of them accounted for" in there.stdout
+    assert "random inputs: largest difference" in there.stdout
+    back = convert(tmp_path / "own", tmp_path / "back", "--check")
+    assert back.returncode == 0, back.stderr
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("theirs", "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
