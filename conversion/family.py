@@ -95,6 +95,8 @@ HARMLESS = frozenset(
         *("initializer_factor", "projection_size"),
     }
 )
+# Tensors of files of any family that hold no weights: a buffer that transformers wrote once, and no longer reads.
+BUFFERS = (r"(.+\.)?position_ids", r".+\.rotary_emb\.inv_freq")
 # Positions that a file holds though a formula gives them: what is there stays as it is.
 FROZEN = {"type": "learned", "frozen": True}
 MISSING = object()
@@ -159,8 +161,10 @@ class Family:
     silent: tuple[str, ...] = ()  # published fields that follow from others, or that nothing reads
     of_head: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # further fields of Triune's head
     copies: dict[str, str] = dataclasses.field(default_factory=dict)  # a tensor that is there again -> the tensor
-    buffers: tuple[str, ...] = ()  # patterns of names that hold no weights
+    buffers: tuple[str, ...] = ()  # patterns of names that hold no weights, beside BUFFERS
+    beside: tuple[str, ...] = ()  # patterns of names that files have beside their own head, and of another one
     old: tuple[tuple[str, str], ...] = ()  # patterns of names that files had before -> as they are now
+    former: dict[str, str] = dataclasses.field(default_factory=dict)  # a class as it was called before -> today
     kind: type[FamilyConfig] = TriuneConfig
     facts: tuple[Fact, ...] = ()
     computed: tuple[str, ...] = ()  # tables of its files, as Triune calls them, that a formula may stand for here
@@ -246,7 +250,7 @@ def shortened(value: Any, most: int = 80) -> str:
 
 def head_of(family: Family, architectures: Iterable[str] | None) -> str:
     """Triune's class for what a checkpoint was saved as."""
-    named = list(architectures or [])
+    named = [family.former.get(name, name) for name in architectures or ()]
     for architecture in named:
         if architecture in family.heads:
             return family.heads[architecture]

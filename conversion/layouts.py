@@ -30,7 +30,7 @@ def in_todays_layout(content: dict[str, Any], tensors: Tensors, source: str) -> 
     if layout is None:
         raise ValueError(
             f"{source!r} holds no config.json that says what the model is, and its tensors are in no layout of "
-            f"{', '.join(one.name for one in LAYOUTS)}"
+            f"{', '.join(one.name for one in LAYOUTS)}; config={{'model_type': ...}} says what it is"
         )
     found = plan(layout.rules, [name for name in tensors if name not in layout.ignored])
     if found.unknown:
@@ -83,13 +83,14 @@ def resblocks(published: str, today: str) -> list[Rule]:
 
 
 def openai_clip(tensors: Tensors) -> dict[str, Any]:
-    """Its activation is QuickGELU; of the vocabulary the last two begin and end a text."""
+    """Its activation is QuickGELU; of the vocabulary the last two begin and end a text. Heads for texts are always of
+    64."""
     vocabulary, width = tensors.get("token_embedding.weight").shape
     vision_width = tensors.get("visual.conv1.weight").shape[0]
     text = {
         **{"vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1},
         "max_position_embeddings": tensors.get("positional_embedding").shape[0],
-        **stack(width, count(tensors, "transformer.resblocks.{}.ln_1.weight")),
+        **stack(width, count(tensors, "transformer.resblocks.{}.ln_1.weight"), width // 64),
     }
     vision = {
         **square(tensors, "visual.positional_embedding", "visual.conv1.weight"),

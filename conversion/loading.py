@@ -6,8 +6,9 @@
     model, report = load("...", output_loading_info=True)
 
 Strict: every tensor of the file goes somewhere, every parameter comes from somewhere, or one error names them all.
-With another head than the file has, what belongs to its own is left out, and what the new one needs starts fresh;
-the report says what.
+What files of a family are known to hold for another head than their own, as BERT's do for sentence pairs, is left out.
+With another head than the file has, so is what belongs to its own, and what the new one needs starts fresh; the report
+says what.
 """
 
 import functools
@@ -22,7 +23,7 @@ import triune.modeling as modeling
 from triune.configuration import CONFIGS, merged
 from triune.configuration.configuration_triune import nearest
 from triune.conversion.families import FAMILIES
-from triune.conversion.family import LABELS, Fact, Family, head_of
+from triune.conversion.family import BUFFERS, LABELS, Fact, Family, head_of
 from triune.conversion.files import Source, Tensors, opened
 from triune.conversion.layouts import in_todays_layout
 from triune.conversion.rules import Plan, plan
@@ -52,7 +53,7 @@ def load(
     place = Source(source, **where)
     content = place.config()
     with opened(place.weights()) as tensors:
-        content, tensors = in_todays_layout(content, tensors, place.name)
+        content, tensors = in_todays_layout(changed(content, config or {}), tensors, place.name)
         content = changed(content, config or {})
         family = family_of(content, place.name)
         chosen = head_of(family, content.get("architectures")) if head is None else checked_head(family, head)
@@ -64,9 +65,18 @@ def load(
         with torch.device("meta"):
             model = getattr(modeling, chosen)._from_config(own, attn_implementation=attn_implementation)
         report = fill(model, checkpoint, strict=head is None, dtype=dtype)
-    if model.can_generate() and place.file("generation_config.json"):
-        model.generation_config = GenerationConfig.from_pretrained(source, **place.where)
+    if model.can_generate():
+        model.generation_config = generation(place) or model.generation_config
     return (model, report) if output_loading_info else model
+
+
+def generation(place: Source) -> GenerationConfig | None:
+    """Before it had a file of its own, how a model generates stood in its configuration: beams, words that are bad."""
+    for name in ("generation_config.json", "config.json"):
+        if place.file(name):
+            old = {"_from_model_config": True} if name == "config.json" else {}
+            return GenerationConfig.from_pretrained(place.name, config_file_name=name, **old, **place.where)
+    return None
 
 
 def changed(content: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +131,7 @@ class Checkpoint:
         return name
 
     def is_buffer(self, name: str) -> bool:
-        return any(re.fullmatch(pattern, name) for pattern in self.family.buffers)
+        return any(re.fullmatch(pattern, name) for pattern in (*BUFFERS, *self.family.buffers))
 
     def get(self, name: str) -> torch.Tensor:
         return self.tensors.get(self.names[name])
@@ -136,6 +146,11 @@ class Checkpoint:
 
     def is_of_head(self, name: str) -> bool:
         return bool(self.family.prefix) and not name.startswith(self.family.prefix)
+
+    def beside(self) -> list[str]:
+        """What a file of this family may hold for another head than its own."""
+        patterns = self.family.beside
+        return [name for name in self.names if any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,12 +168,13 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
     ]
     made = plan(rules, [name for name in checkpoint.names if name not in copies])
     others = [] if strict else [name for name in made.unknown if checkpoint.is_of_head(name)]
+    beside = plan(rules, checkpoint.beside()).targets
     left_out, fresh = sorted({*made.targets, *others} - expected.keys()), sorted(expected.keys() - made.targets)
     inside = [name for name in fresh if name.startswith("model.") and ".pooler." not in name]
     refuse(
         f"the checkpoint as {head}",
         unknown=[name for name in made.unknown if name not in others],
-        left_over=left_out if strict else [],
+        left_over=[name for name in left_out if strict and name not in beside],
         missing=fresh if strict else inside,
     )
     state = taken(made, checkpoint, expected, dtype)

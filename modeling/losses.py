@@ -4,6 +4,7 @@ so that gradient accumulation equals the large batch. Where every label is ignor
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 
 IGNORED = -100
@@ -44,6 +45,82 @@ def next_token_loss(logits, labels, vocab_size=None, num_items_in_batch=None, sh
         return cross_entropy(logits, shift_labels, num_items_in_batch)
     check_labels(labels, logits.shape[:-1], "(batch, length), with logits for every position (logits_to_keep=0)")
     return cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without the logits
+
+ROWS = 1024  # positions whose logits are there at once
+
+
+def lean_loss(hidden_states, labels, before, decoder, after, num_items_in_batch=None) -> torch.Tensor:
+    """`token_loss` of `after(decoder(before(hidden_states)))`, of the positions alone whose labels count, and some at
+    a time: where one in seven is asked, and a vocabulary is large, most of the work and memory was for nothing."""
+    check_labels(labels, hidden_states.shape[:-1], "(batch, length)")
+    labels = labels.to(hidden_states.device)
+    counted = labels != IGNORED
+    x, wanted = before(hidden_states[counted]), labels[counted]
+    if is_plain(decoder):
+        total = LinearCrossEntropy.apply(x, decoder.weight, decoder.bias, wanted, getattr(after, "cap", None))
+    else:
+        total = F.cross_entropy(after(decoder(x)).float(), wanted, reduction="sum")
+    return mean_over(total, counted.sum(), num_items_in_batch)
+
+
+def is_plain(decoder: torch.nn.Module) -> bool:
+    """Whether a decoder is its weight and bias, and nobody (LoRA, a quantiser, tensor parallelism, a hook) has put
+    something in between."""
+    hooked = decoder._forward_hooks or decoder._forward_pre_hooks or hasattr(decoder, "_hf_hook")
+    return type(decoder) is torch.nn.Linear and type(decoder.weight.data) is torch.Tensor and not hooked
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The sum of the cross-entropies of a linear map, `ROWS` at a time. Gradients are made with the logits, in their
+    place; those of the weight are added up in float32. `cap` bounds the logits as `Softcap` does."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, labels, cap):
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        sums = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=sums, device=x.device)
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=sums)
+        dbias = None if bias is None else torch.zeros_like(bias, dtype=sums)
+        with torch.autocast(device, enabled=False):
+            weight_now, bias_now = weight.to(dtype), None if bias is None else bias.to(dtype)
+            for start in range(0, len(x), ROWS):
+                part = slice(start, start + ROWS)
+                rows, wanted = x[part].to(dtype), labels[part, None]
+                logits = F.linear(rows, weight_now, bias_now).to(sums)
+                slope = bounded(logits, cap)
+                scale = logits.logsumexp(-1, keepdim=True)
+                total += (scale - logits.gather(1, wanted)).sum()
+                slopes = logits.sub_(scale).exp_()  # the probabilities, in the same memory
+                slopes.scatter_add_(1, wanted, slopes.new_full(wanted.shape, -1.0))
+                slopes = slopes if slope is None else slopes.mul_(slope)
+                dbias = None if dbias is None else dbias.add_(slopes.sum(0))
+                slopes = slopes.to(dtype)
+                dx[part] = slopes @ weight_now
+                dweight.add_(slopes.mT @ rows) if dtype != sums else dweight.addmm_(slopes.mT, rows)
+        ctx.save_for_backward(dx, dweight, dbias)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        dx, dweight, dbias = ctx.saved_tensors
+        own = (None if one is None else (one * gradient).to(ctx.dtype) for one in (dweight, dbias))
+        return (dx * gradient).to(dx.dtype), *own, None, None
+
+
+def bounded(logits: torch.Tensor, cap: float | None) -> torch.Tensor | None:
+    """Bounds them in place, and gives the slope."""
+    if cap is None:
+        return None
+    share = torch.tanh(logits / cap)
+    logits.copy_(cap * share)
+    return 1 - share.square()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from triune.configuration.configuration_triune import TriuneConfig
 
 from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, Softcap, keep_positions
-from .losses import IGNORED, classification_loss, cross_entropy, next_token_loss, token_loss
+from .losses import IGNORED, classification_loss, cross_entropy, lean_loss, next_token_loss, token_loss
 from .norms import NORMS
 from .parts import build
 from .transformer import Transformer, TriunePreTrainedModel
@@ -141,6 +141,23 @@ class TriuneLanguageModel(TriunePreTrainedModel):
     def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.softcap(self.lm_head(self.transform(hidden_states)))
 
+    def answer(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, skip_logits: bool, **kwargs
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logits and loss; with `skip_logits` the loss alone, which takes less time and memory."""
+        if skip_logits:
+            return None, self.lean_loss(hidden_states, labels, **kwargs)
+        logits = self.logits_of(hidden_states)
+        if labels is None:
+            return logits, None
+        return logits, self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+
+    def lean_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs) -> torch.Tensor:
+        if labels is None:
+            raise ValueError("skip_logits gives the loss alone, and needs labels")
+        parts = (self.transform, self.lm_head, self.softcap)
+        return lean_loss(hidden_states, labels, *parts, num_items_in_batch)
+
 
 class TriuneForMaskedLM(TriuneLanguageModel):
     """BERT's task: what stands under the mask."""
@@ -159,6 +176,7 @@ class TriuneForMaskedLM(TriuneLanguageModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         outputs = self.model(
@@ -169,10 +187,7 @@ class TriuneForMaskedLM(TriuneLanguageModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.logits_of(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits, loss = self.answer(outputs.last_hidden_state, labels, skip_logits, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -221,6 +236,7 @@ class TriuneForPreTraining(TriuneLanguageModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         next_sentence_label: torch.LongTensor | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TriuneForPreTrainingOutput:
         outputs = self.model(
@@ -231,11 +247,9 @@ class TriuneForPreTraining(TriuneLanguageModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.logits_of(outputs.last_hidden_state)
+        logits, loss = self.answer(outputs.last_hidden_state, labels, skip_logits, **kwargs)
         verdicts = self.seq_relationship(outputs.pooler_output)
-        losses = []
-        if labels is not None:
-            losses.append(self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs))
+        losses = [] if loss is None else [loss]
         if next_sentence_label is not None:
             losses.append(next_sentence_loss(verdicts, next_sentence_label, labels, **kwargs))
         return TriuneForPreTrainingOutput(
@@ -274,6 +288,11 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         self.loss_function = next_token_loss
         self.post_init()
 
+    def lean_loss(self, hidden_states, labels, num_items_in_batch=None, shift_labels=None, **kwargs) -> torch.Tensor:
+        if shift_labels is None and labels is not None:
+            hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]
+        return super().lean_loss(hidden_states, shift_labels, num_items_in_batch)
+
     def init_continuous_batching(self, *args, **kwargs):
         if self.config.adds_to_scores:
             raise ValueError("position 'relative' has no continuous batching (generate_batch): use generate")
@@ -291,8 +310,13 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         use_cache: bool | None = None,
         token_type_ids: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
+        """As `TriuneModel`, with `labels`. No cache is made beside them unless `use_cache` asks for one.
+        `skip_logits`: the loss alone, without the logits."""
+        if labels is not None and use_cache is None:
+            use_cache = False
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -303,10 +327,8 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        logits = self.logits_of(keep_positions(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        kept = keep_positions(outputs.last_hidden_state, logits_to_keep)
+        logits, loss = self.answer(kept, labels, skip_logits, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -25,7 +25,7 @@ from triune.configuration.configuration_triune import TriuneConfig
 from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
 
 from .heads import keep_positions
-from .losses import IGNORED, token_loss
+from .losses import IGNORED, lean_loss, token_loss
 from .modeling_triune import TriuneModel, build_lm_head
 from .transformer import Attention, CrossAttention, Transformer, TransformerLayer, TriunePreTrainedModel
 
@@ -216,6 +216,10 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
 
+    def before(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the decoder of the head reads."""
+        return self.transform(hidden_states) * self.scale
+
     @can_return_tuple
     def forward(
         self,
@@ -232,10 +236,11 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
         use_cache: bool | None = None,
         token_type_ids: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """As `TriuneSeq2SeqModel`, with `labels`: the target (batch, length). No cache is made beside them unless
-        `use_cache` asks for one."""
+        `use_cache` asks for one. `skip_logits`: the loss alone, without the logits."""
         if labels is not None and use_cache is None:
             use_cache = False
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -257,7 +262,14 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
             **kwargs,
         )
         hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
-        logits = self.softcap(self.lm_head(self.transform(hidden_states) * self.scale))
+        if skip_logits:
+            if labels is None:
+                raise ValueError("skip_logits gives the loss alone, and needs labels")
+            loss = lean_loss(
+                hidden_states, labels, self.before, self.lm_head, self.softcap, kwargs.get("num_items_in_batch")
+            )
+            return Seq2SeqLMOutput(loss=loss, **{k: v for k, v in outputs.items() if k in SHARED_OUTPUTS})
+        logits = self.softcap(self.lm_head(self.before(hidden_states)))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.decoder.vocab_size, **kwargs)

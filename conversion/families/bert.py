@@ -43,6 +43,10 @@ def pooler(prefix: str) -> tuple[Fact, ...]:
     return (Fact("pooling.dense", f"{prefix}.pooler.dense.weight", True, False, heads=("TriuneModel",)),)
 
 
+# Files of a masked language model may hold what sentence pairs were told apart with: BERT's own do.
+POOLED = (r".+\.pooler\.dense\.(weight|bias)", r"cls\.seq_relationship\.(weight|bias)")
+
+
 def bert(config) -> list[Rule]:
     return [
         *backbone("bert"),
@@ -75,7 +79,7 @@ BERT = Family(
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
-    buffers=(r"bert\.embeddings\.position_ids",),
+    beside=POOLED,
     facts=pooler("bert"),
     old=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
 )
@@ -117,13 +121,13 @@ ROBERTA = Family(
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     },
-    buffers=(r"roberta\.embeddings\.position_ids",),
+    beside=POOLED,
     facts=pooler("roberta"),
     old=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
 )
 
 
-# DistilBERT has neither segments nor a pooler.
+# DistilBERT has neither segments nor a pooler. Positions that are waves stand in the file, and are not trained.
 
 DISTILBERT_LAYER = {
     "attention.q_lin": "self_attn.q_proj",
@@ -160,7 +164,7 @@ DISTILBERT = Family(
         "DistilBertForTokenClassification": "TriuneForTokenClassification",
     },
     prefix="distilbert.",
-    base={**BASE, "embedding": {"type": "tokens", "norm": "after"}, "pooling": "cls"},
+    base={**BASE, "embedding": {"type": "tokens", "norm": "after"}, "pooling": "cls", "position": "learned"},
     fields=(
         *COMMON,
         *fields(
@@ -174,10 +178,11 @@ DISTILBERT = Family(
             dropout="hidden_dropout_prob",
             attention_dropout="attention_probs_dropout_prob",
         ),
-        Field("seq_classif_dropout", "classifier_dropout"),
+        Field("seq_classif_dropout", "classifier_dropout", back=lambda share: 0.2 if share is None else share),
+        Field("sinusoidal_pos_embds", "position.frozen", back=lambda frozen: frozen is True),
     ),
     rules=distilbert,
-    only={"sinusoidal_pos_embds": (False,), "qa_dropout": (0.1,)},
+    silent=("qa_dropout",),
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
     old=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
 )

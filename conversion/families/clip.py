@@ -69,7 +69,6 @@ CLIP = Family(
     fields=(*TOWERS, *fields("projection_dim", "logit_scale_init_value")),
     rules=clip,
     silent=("text_config.projection_dim", "vision_config.projection_dim"),
-    buffers=(r"(text|vision)_model\.embeddings\.position_ids",),
     kind=TriuneCLIPConfig,
 )
 
@@ -103,6 +102,5 @@ SIGLIP = Family(
     fields=(*TOWERS, *fields(**{"vision_config.hidden_size": "projection_dim"})),
     rules=siglip,
     only={"vision_config.vision_use_head": (True,)},
-    buffers=(r"(text|vision)_model\.embeddings\.position_ids",),
     kind=TriuneCLIPConfig,
 )

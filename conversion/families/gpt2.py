@@ -5,6 +5,7 @@ from triune.conversion.family import COMMON, Family, Field, fields
 from triune.conversion.rules import TURNED, Fused, Rule
 
 
+SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")  # of a head that is not here
 PLAIN_CLASSIFIER = {"classifier": {"type": "linear", "bias": False}, "classifier_dropout": 0.0}
 QKV = [f"model.layers.{{n}}.self_attn.{one}_proj.{{p}}" for one in "qkv"]
 
@@ -23,6 +24,12 @@ def gpt2(config) -> list[Rule]:
         Rule("lm_head.weight", "lm_head.weight"),
         Rule("score.weight", "classifier.weight"),
     ]
+
+
+def one_share(embedded: float, residual: float) -> float:
+    if embedded != residual:
+        raise ValueError(f"gpt2: embd_pdrop={embedded!r} is not converted: Triune has resid_pdrop, {residual!r}, only")
+    return residual
 
 
 GPT2 = Family(
@@ -45,17 +52,18 @@ GPT2 = Family(
             n_layer="num_hidden_layers",
             n_head="num_attention_heads",
             activation_function="hidden_act",
-            resid_pdrop="hidden_dropout_prob",
             attn_pdrop="attention_probs_dropout_prob",
             layer_norm_epsilon="norm.eps",
         ),
         Field("n_inner", "intermediate_size"),
+        Field(("embd_pdrop", "resid_pdrop"), "hidden_dropout_prob", one_share, lambda share: (share, share)),
     ),
     rules=gpt2,
     only={
         **{"add_cross_attention": (False,), "scale_attn_weights": (True,), "reorder_and_upcast_attn": (False,)},
         "scale_attn_by_inverse_layer_idx": (False,),
     },
+    silent=tuple(f"summary_{name}" for name in SUMMARY),
     copies={"lm_head.weight": "transformer.wte.weight"},
     buffers=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
 )

@@ -1,4 +1,4 @@
-"""Llama and those of its shape: SmolLM2, Mistral without a window, Qwen2 and Qwen3 (dense)."""
+"""Llama and those of its shape: SmolLM2, Mistral, Qwen2 and Qwen3 (dense, without a window)."""
 
 import copy
 
@@ -54,15 +54,15 @@ def family(name: str, stem: str, attention: dict | None = None, **of_its_kind) -
         rules=llama,
         of_head={"TriuneForSequenceClassification": PLAIN_CLASSIFIER},
         copies={"lm_head.weight": "model.embed_tokens.weight"},
-        buffers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         fields=(*SIZES, *of_its_kind.pop("fields", ())),
         only=only,
         **of_its_kind,
     )
 
 
-LLAMA = family("llama", "Llama", only={"attention_bias": (False,), "mlp_bias": (False,), "pretraining_tp": (1,)})
-MISTRAL = family("mistral", "Mistral", only={"sliding_window": (None,)})
+# Llama 2 says into how many parts its matrices were cut in training, which nothing reads.
+LLAMA = family("llama", "Llama", only={"attention_bias": (False,), "mlp_bias": (False,)}, silent=("pretraining_tp",))
+MISTRAL = family("mistral", "Mistral", fields=fields("sliding_window"))
 QWEN = {"fields": fields("layer_types"), "silent": ("sliding_window", "max_window_layers")}
 QWEN2 = family("qwen2", "Qwen2", attention={"qkv_bias": True}, only={"use_sliding_window": (False,)}, **QWEN)
 QWEN3 = family(

@@ -95,6 +95,7 @@ T5 = Family(
     name="t5",
     config="T5Config",
     heads={f"T5{name}": head for name, head in HEADS.items()},
+    former={"T5WithLMHeadModel": "T5ForConditionalGeneration"},
     prefix="",
     base={**spread(T5_BASE), "share_embeddings": True},
     fields=(
@@ -193,6 +194,9 @@ def bart(config: TriuneSeq2SeqConfig) -> list[Rule]:
 
 
 SHARED = {f"model.{stack}.embed_tokens.weight": "model.shared.weight" for stack in STACKS}
+# Files that fairseq's were made of hold the version of each stack. The bias of the head is zero where a file has none.
+VERSIONS = (r"model\.(encoder|decoder)\.version",)
+BIAS = Fact("decoder.lm_head.bias", "final_logits_bias", True, False, heads=("TriuneForConditionalGeneration",))
 
 BART = Family(
     name="bart",
@@ -211,7 +215,9 @@ BART = Family(
     only={"encoder_layerdrop": (0.0,), "decoder_layerdrop": (0.0,)},
     silent=QUIET,
     copies={**SHARED, "lm_head.weight": "model.shared.weight"},
+    buffers=VERSIONS,
     kind=TriuneSeq2SeqConfig,
+    facts=(BIAS,),
 )
 
 # Marian's positions are waves, which most files hold all the same.
@@ -235,5 +241,8 @@ MARIAN = Family(
     silent=QUIET,
     copies={**SHARED, "lm_head.weight": "model.shared.weight"},
     kind=TriuneSeq2SeqConfig,
-    facts=tuple(Fact(f"{stack}.position", f"model.{stack}.embed_positions.weight", FROZEN, WAVES) for stack in STACKS),
+    facts=(
+        BIAS,
+        *(Fact(f"{stack}.position", f"model.{stack}.embed_positions.weight", FROZEN, WAVES) for stack in STACKS),
+    ),
 )

@@ -74,8 +74,8 @@ def family(name: str, stem: str, prefix: str, base: dict, further: tuple[tuple[s
         base={**base, "pooling": {"type": "cls"}},
         fields=(*STACK, *PICTURE, *fields("intermediate_size")),
         rules=rules,
-        only={"pooler_act": ("tanh",), "encoder_stride": (16,)},
-        silent=("pooler_output_size",),
+        only={"pooler_act": ("tanh",)},
+        silent=("pooler_output_size", "encoder_stride"),
         facts=pooler(prefix),
         **of_its_kind,
     )

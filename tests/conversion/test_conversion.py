@@ -285,7 +285,7 @@ REFUSED = {
     ),
     "untied": (told("bert-mlm", tie_word_embeddings=False), "tie_word_embeddings=False is not converted"),
     "decoder": (told("bert", is_decoder=True), "is_decoder=True is not converted"),
-    "window": (told("mistral", sliding_window=16), "sliding_window=16 is not converted"),
+    "window": (told("qwen2", use_sliding_window=True), "use_sliding_window=True is not converted"),
     "scaled rope": (
         told("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
         "rope_parameters.rope_type='linear' is not converted",

@@ -89,7 +89,7 @@ def llama(draw):
 
 
 def mistral(draw):
-    return {**llama(draw), "sliding_window": None}
+    return {**llama(draw), "sliding_window": draw.some(None, draw.randint(2, 8))}
 
 
 def qwen2(draw):

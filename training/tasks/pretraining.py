@@ -160,11 +160,17 @@ class PreTraining(Task):
     def loss(self, model, batch: Batch, count: torch.Tensor | float) -> torch.Tensor:
         """The mean over all hidden tokens of the step, and that over all its pairs."""
         labels = batch["labels"]
-        words, verdicts = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
         smoothing = self.arguments.training.label_smoothing_factor
         how = {"ignore_index": IGNORED, "reduction": "sum", "label_smoothing": smoothing}
-        hidden = F.cross_entropy(words[:, 1:].flatten(0, 1).float(), labels[:, 1:].flatten(), **how)
-        return hidden / count + F.cross_entropy(verdicts.float(), labels[:, 0], **how) / self.per_step
+        if smoothing:
+            words, verdicts = model(**inputs).logits
+            hidden = F.cross_entropy(words[:, 1:].flatten(0, 1).float(), labels[:, 1:].flatten(), **how) / count
+        else:
+            words = F.pad(labels[:, 1:], (1, 0), value=IGNORED)
+            found = model(**inputs, labels=words, num_items_in_batch=count, skip_logits=True)
+            hidden, verdicts = found.loss, found.seq_relationship_logits
+        return hidden + F.cross_entropy(verdicts.float(), labels[:, 0], **how) / self.per_step
 
     # -- measuring
 

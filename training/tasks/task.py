@@ -40,6 +40,7 @@ class Task(ABC):
     best_metric: ClassVar[str] = "loss"  # what the best checkpoint is chosen by
     greater_is_better: ClassVar[bool] = False
     headline: ClassVar[str] = "accuracy"  # the metric that is quoted
+    lean: ClassVar[dict[str, bool]] = {}  # by which its head computes no more than the loss
     # What a model card shows of `figures`, with captions; the first is its main picture.
     pictures: ClassVar[dict[str, str]] = {"loss.png": "Loss in training and on held-out data"}
 
@@ -95,7 +96,7 @@ class Task(ABC):
         """The sum over the labels of this batch, divided by `count`."""
         smoothing = self.arguments.training.label_smoothing_factor
         if not smoothing:
-            return model(**batch, num_items_in_batch=count).loss
+            return model(**batch, num_items_in_batch=count, **self.lean).loss
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits, labels = self.pairs(model(**inputs).logits, batch["labels"])
         total = F.cross_entropy(
