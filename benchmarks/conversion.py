@@ -1,6 +1,6 @@
 """Published checkpoints there and back: random ones of transformers' own classes, no weight zero or one, odd sizes.
 
-    python benchmarks/conversion.py      # writes benchmarks/results/conversion.json and docs/tables/conversion.md
+    python benchmarks/conversion.py      # writes benchmarks/results/conversion.json and docs/conversion-cases.md
 
 For each: the largest difference of the answers in float32 and bfloat16, whether generated tokens are the same, and
 whether what is saved again has the same keys, bits and configuration. Then of large ones: the memory that loading
@@ -28,7 +28,7 @@ from triune.training.report import replace
 
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "conversion.json", ROOT / "docs" / "tables" / "conversion.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "conversion.json", ROOT / "docs" / "conversion-cases.md"
 Tensors = dict[str, torch.Tensor]
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -984,7 +984,7 @@ def test_defaults_are_frozen(older):
     attention = {"type": "bidirectional", "qkv_bias": True, "out_bias": True, "qk_norm": False, "scale": None}
     expected = {
         **{"embedding": {"type": "tokens", "type_vocab_size": 0, "norm": "none", "scale": False}},
-        **{"position": {"type": "learned"}, "norm": {"type": "layernorm", "eps": 1e-5, "bias": True}},
+        **{"position": {"type": "learned", "frozen": False}, "norm": {"type": "layernorm", "eps": 1e-5, "bias": True}},
         **{"norm_placement": "pre", "final_norm": True, "attention": attention},
         **{"feed_forward": {"type": "plain", "bias": True, "dropout": 0.0}, "hidden_act": "gelu"},
         **{"residual": {"type": "plain", "stochastic_depth": 0.0, "zero_init": False}},
