@@ -27,6 +27,7 @@ from triune.conversion.family import BUFFERS, LABELS, Fact, Family, head_of
 from triune.conversion.files import Source, Tensors, opened
 from triune.conversion.layouts import in_todays_layout
 from triune.conversion.rules import Plan, plan
+from triune.modeling.transformer import Transformer
 
 
 class Report(NamedTuple):
@@ -64,7 +65,8 @@ def load(
         own.architectures, own.converted_from, own.name_or_path = [chosen], content, place.name
         with torch.device("meta"):
             model = getattr(modeling, chosen)._from_config(own, attn_implementation=attn_implementation)
-        report = fill(model, checkpoint, strict=head is None, dtype=dtype)
+        own_head = chosen in {family.heads.get(name) for name in content.get("architectures") or ()}
+        report = fill(model, checkpoint, strict=head is None or own_head, resizes=head is not None, dtype=dtype)
     if model.can_generate():
         model.generation_config = generation(place) or model.generation_config
     return (model, report) if output_loading_info else model
@@ -157,8 +159,11 @@ class Checkpoint:
 # Into a model
 
 
-def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: torch.dtype | None) -> Report:
-    """Into a model without memory; not `strict`: its head may be another one than the file's."""
+def fill(
+    model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, resizes: bool, dtype: torch.dtype | None
+) -> Report:
+    """Into a model without memory; not `strict`: its head may be another one than the file's. `resizes`: what is in no
+    stack may be of another size there, as a classifier of other classes."""
     family, head = checkpoint.family, type(model).__name__
     rules, expected = family.rules(model.config), expected_tensors(model)
     copies = [
@@ -170,7 +175,8 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
     others = [] if strict else [name for name in made.unknown if checkpoint.is_of_head(name)]
     beside = plan(rules, checkpoint.beside()).targets
     left_out, fresh = sorted({*made.targets, *others} - expected.keys()), sorted(expected.keys() - made.targets)
-    inside = [name for name in fresh if name.startswith("model.") and ".pooler." not in name]
+    stacks = stacks_of(model)
+    inside = [name for name in fresh if name.startswith(stacks) and ".pooler." not in name]
     refuse(
         f"the checkpoint as {head}",
         unknown=[name for name in made.unknown if name not in others],
@@ -181,8 +187,8 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, strict: bool, dtype: to
     own = model.state_dict()
     wanted = {name: tuple(own[there].shape) for name, there in expected.items()}
     wrong = {name: tuple(one.shape) for name, one in state.items() if tuple(one.shape) != wanted[name]}
-    outside = [] if strict else [name for name in wrong if not name.startswith("model.")]
-    for name in outside:  # a classifier of other classes
+    outside = [name for name in wrong if resizes and not name.startswith(stacks)]
+    for name in outside:
         del state[name]
         fresh.append(name)
     refused = [f"{name} {shape} and not {wanted[name]}" for name, shape in wrong.items() if name not in outside]
@@ -202,6 +208,13 @@ def expected_tensors(model: PreTrainedModel) -> dict[str, str]:
     """What has to come from somewhere, as rules call it -> as the model does: a backbone alone lacks the prefix."""
     names = (name for name in model.state_dict() if name not in model.all_tied_weights_keys)
     return {f"model.{name}" if is_backbone(model) else name: name for name in names}
+
+
+def stacks_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Beginnings of the names that belong to a stack, as rules call them."""
+    if is_backbone(model):
+        return ("model.",)
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Transformer))
 
 
 def is_backbone(model: PreTrainedModel) -> bool:

@@ -56,6 +56,8 @@ ROWS = 1024  # positions whose logits are there at once
 def lean_loss(hidden_states, labels, before, decoder, after, num_items_in_batch=None) -> torch.Tensor:
     """`token_loss` of `after(decoder(before(hidden_states)))`, of the positions alone whose labels count, and some at
     a time: where one in seven is asked, and a vocabulary is large, most of the work and memory was for nothing."""
+    if labels is None:
+        raise ValueError("skip_logits gives the loss alone, and needs labels")
     check_labels(labels, hidden_states.shape[:-1], "(batch, length)")
     labels = labels.to(hidden_states.device)
     counted = labels != IGNORED
@@ -84,7 +86,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         sums = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=sums, device=x.device)
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=sums)
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=sums) if ctx.needs_input_grad[1] else None
         dbias = None if bias is None else torch.zeros_like(bias, dtype=sums)
         with torch.autocast(device, enabled=False):
             weight_now, bias_now = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -101,7 +103,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 dbias = None if dbias is None else dbias.add_(slopes.sum(0))
                 slopes = slopes.to(dtype)
                 dx[part] = slopes @ weight_now
-                dweight.add_(slopes.mT @ rows) if dtype != sums else dweight.addmm_(slopes.mT, rows)
+                if dweight is not None:
+                    dweight.add_(slopes.mT @ rows) if dtype != sums else dweight.addmm_(slopes.mT, rows)
         ctx.save_for_backward(dx, dweight, dbias)
         ctx.dtype = weight.dtype
         return total

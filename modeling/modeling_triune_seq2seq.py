@@ -263,8 +263,6 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
         )
         hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
         if skip_logits:
-            if labels is None:
-                raise ValueError("skip_logits gives the loss alone, and needs labels")
             loss = lean_loss(
                 hidden_states, labels, self.before, self.lm_head, self.softcap, kwargs.get("num_items_in_batch")
             )

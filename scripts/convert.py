@@ -57,6 +57,8 @@ def own_model(source: str) -> PreTrainedModel:
 
 
 def convert(given: argparse.Namespace) -> None:
+    if given.head and given.check:
+        raise ValueError(f"head={given.head!r}: under another head there is nothing that --check could compare with")
     where = Source(given.source, revision=given.revision)
     native = where.config().get("model_type") in CONFIGS
     if Path(given.target).exists() and any(Path(given.target).iterdir()):
@@ -78,7 +80,7 @@ def convert(given: argparse.Namespace) -> None:
         where.carry(Path(given.target))
         for line in told(report):
             print(line)
-        theirs = None if given.head or not given.check else original(where, ours)
+        theirs = original(where, ours) if given.check else None
     if given.check:
         check(given, ours, theirs)
 
@@ -121,9 +123,7 @@ def sentences(config: FamilyConfig, folder: str) -> Inputs:
     return {**real, **others, **({"decoder_input_ids": real["input_ids"]} if config.is_encoder_decoder else {})}
 
 
-def check(given: argparse.Namespace, ours: PreTrainedModel, theirs: PreTrainedModel | None) -> None:
-    if theirs is None:
-        raise ValueError(f"head={given.head!r}: another head than the checkpoint's has nothing to be compared with")
+def check(given: argparse.Namespace, ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
     for what, inputs in (
         ("random inputs", random_inputs(ours.config)),
         ("a sentence", sentences(ours.config, given.target)),

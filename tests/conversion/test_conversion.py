@@ -208,6 +208,30 @@ def test_other_classes(tmp_path):
         conversion.load(tmp_path, config=labels)
 
 
+@pytest.mark.parametrize("key", ["vision_model.encoder.layers.1.mlp.fc2.bias", "logit_scale"])
+def test_a_head_that_is_asked_for_hides_no_damage(key, tmp_path):
+    """The checkpoint's own head by its name, as training asks for it: what is missing or of another size in a tower is
+    an error, and never starts at random."""
+    SCRIPT.write("clip", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    rewritten(tmp_path, without(key))
+    with pytest.raises(ValueError, match="the checkpoint as TriuneCLIPModel does not fit; missing: "):
+        conversion.load(tmp_path, head="TriuneCLIPModel")
+    if key != "logit_scale":
+        rewritten(tmp_path, lambda one: {**tensors, key: torch.ones(7)})
+        with pytest.raises(
+            ValueError, match=r"of another shape: vision_model\.layers\.1\.mlp\.down_proj\.bias \(7,\)"
+        ):
+            conversion.load(tmp_path, head="TriuneCLIPModel")
+
+
+def test_a_saved_folder_names_no_place(tmp_path):
+    """Where a model was loaded from stays here: a published configuration would tell a machine's folders."""
+    SCRIPT.write("bert", tmp_path / "theirs")
+    conversion.load(tmp_path / "theirs").save_pretrained(tmp_path / "own")
+    assert str(tmp_path) not in (tmp_path / "own" / "config.json").read_text()
+
+
 def test_mixed_types_become_the_widest(tmp_path):
     """OpenAI's files have matrices in float16 and norms in float32."""
     SCRIPT.write("clip", tmp_path)
