@@ -101,7 +101,7 @@ def pairs(size: int, length: int) -> Callable[[Any, torch.Generator], Batch]:
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 GPT2 = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-LEAN = {"skip_logits": True}
+LEAN = {"loss_only": True}
 JOBS = {
     "mlm": Job("BertForMaskedLM", NO_DROPOUT, {**SMALL, "vocab_size": 2000}, words(8, 128), own=LEAN),
     "mlm-padded": Job(

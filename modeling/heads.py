@@ -62,10 +62,17 @@ class Pooler(nn.Module):
         self.activation = nn.Tanh() if dense else nn.Identity()
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        padded = torch.is_tensor(attention_mask) and attention_mask.dim() == 2
-        mask = attention_mask[:, -x.shape[1] :] if padded else torch.ones(x.shape[:2], device=x.device)
-        pooled = self.pool(x, mask.to(x.device, torch.long), self.num_prefix, self.num_placed)
+        pooled = self.pool(x, real_tokens(x, attention_mask), self.num_prefix, self.num_placed)
         return self.activation(self.dense(pooled))
+
+    def reads(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Which tokens are pooled, (batch, length): one of each text or picture, or all that are there."""
+        mask = real_tokens(x, attention_mask)
+        if self.pool not in (first_token, last_token):
+            return mask.bool()
+        places = torch.arange(x.shape[1], device=x.device).expand_as(mask)[..., None]
+        place = self.pool(places, mask, self.num_prefix, self.num_placed)
+        return torch.zeros_like(mask, dtype=torch.bool).scatter_(1, place, True)
 
     def extra_repr(self) -> str:
         return self.pool.__name__
@@ -74,6 +81,16 @@ class Pooler(nn.Module):
 class NoPooler(nn.Module):
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         return None
+
+    def reads(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        return x.new_zeros(x.shape[:2], dtype=torch.bool)
+
+
+def real_tokens(x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """1 for each that is no padding (batch, length)."""
+    if torch.is_tensor(attention_mask) and attention_mask.dim() == 2:
+        return attention_mask[:, -x.shape[1] :].to(x.device, torch.long)
+    return torch.ones(x.shape[:2], device=x.device, dtype=torch.long)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,23 +50,22 @@ def next_token_loss(logits, labels, vocab_size=None, num_items_in_batch=None, sh
 # ---------------------------------------------------------------------------------------------------------------------
 # Without the logits
 
-ROWS = 1024  # positions whose logits are there at once
+ROWS = 512  # positions whose logits are there at once
 
 
 def lean_loss(hidden_states, labels, before, decoder, after, num_items_in_batch=None) -> torch.Tensor:
     """`token_loss` of `after(decoder(before(hidden_states)))`, of the positions alone whose labels count, and some at
     a time: where one in seven is asked, and a vocabulary is large, most of the work and memory was for nothing."""
     if labels is None:
-        raise ValueError("skip_logits gives the loss alone, and needs labels")
+        raise ValueError("loss_only gives the loss alone, and needs labels")
     check_labels(labels, hidden_states.shape[:-1], "(batch, length)")
     labels = labels.to(hidden_states.device)
     counted = labels != IGNORED
     x, wanted = before(hidden_states[counted]), labels[counted]
+    share = mean_over(torch.ones((), device=x.device), counted.sum(), num_items_in_batch)
     if is_plain(decoder):
-        total = LinearCrossEntropy.apply(x, decoder.weight, decoder.bias, wanted, getattr(after, "cap", None))
-    else:
-        total = F.cross_entropy(after(decoder(x)).float(), wanted, reduction="sum")
-    return mean_over(total, counted.sum(), num_items_in_batch)
+        return LinearCrossEntropy.apply(x, decoder.weight, decoder.bias, wanted, share, getattr(after, "cap", None))
+    return share * F.cross_entropy(after(decoder(x)).float(), wanted, reduction="sum")
 
 
 def is_plain(decoder: torch.nn.Module) -> bool:
@@ -77,44 +76,68 @@ def is_plain(decoder: torch.nn.Module) -> bool:
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The sum of the cross-entropies of a linear map, `ROWS` at a time. Gradients are made with the logits, in their
-    place; those of the weight are added up in float32. `cap` bounds the logits as `Softcap` does."""
+    """The cross-entropies of a linear map added up, times `share`; `ROWS` at a time. Gradients are made with the
+    logits, in their place, and in one piece of memory for all parts; those of the weight are added up in float32.
+    `cap` bounds the logits as `Softcap` does."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, labels, cap):
+    def forward(ctx, x, weight, bias, labels, share, cap):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         sums = torch.promote_types(dtype, torch.float32)
+        # float16 ends at 6e-8: its gradients are divided behind, where those of the loss have been scaled up
+        now, later = (torch.ones_like(share), share) if dtype == torch.float16 else (share, torch.ones_like(share))
         total = torch.zeros((), dtype=sums, device=x.device)
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=sums) if ctx.needs_input_grad[1] else None
+        dx = torch.empty_like(x, dtype=dtype)
+        dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and not len(x) else None
         dbias = None if bias is None else torch.zeros_like(bias, dtype=sums)
         with torch.autocast(device, enabled=False):
-            weight_now, bias_now = weight.to(dtype), None if bias is None else bias.to(dtype)
+            x, weight_now = x.to(dtype), weight.to(dtype)
+            memory = x.new_empty(min(ROWS, len(x)), len(weight))
+            exact = memory if dtype == sums else torch.empty_like(memory, dtype=sums)
             for start in range(0, len(x), ROWS):
                 part = slice(start, start + ROWS)
-                rows, wanted = x[part].to(dtype), labels[part, None]
-                logits = F.linear(rows, weight_now, bias_now).to(sums)
-                slope = bounded(logits, cap)
-                scale = logits.logsumexp(-1, keepdim=True)
-                total += (scale - logits.gather(1, wanted)).sum()
-                slopes = logits.sub_(scale).exp_()  # the probabilities, in the same memory
-                slopes.scatter_add_(1, wanted, slopes.new_full(wanted.shape, -1.0))
-                slopes = slopes if slope is None else slopes.mul_(slope)
-                dbias = None if dbias is None else dbias.add_(slopes.sum(0))
-                slopes = slopes.to(dtype)
-                dx[part] = slopes @ weight_now
-                if dweight is not None:
-                    dweight.add_(slopes.mT @ rows) if dtype != sums else dweight.addmm_(slopes.mT, rows)
-        ctx.save_for_backward(dx, dweight, dbias)
-        ctx.dtype = weight.dtype
-        return total
+                product, logits = (one[: len(x[part])] for one in (memory, exact))
+                copy_into(logits, torch.mm(x[part], weight_now.mT, out=product))
+                total += slopes_in_place(logits, bias, labels[part, None], now, cap)
+                dbias = None if bias is None else dbias.add_(logits.sum(0))
+                torch.mm(copy_into(product, logits), weight_now, out=dx[part])
+                if ctx.needs_input_grad[1]:
+                    dweight = plus_product(dweight, product.mT, x[part], sums)
+        ctx.save_for_backward(dx, dweight, dbias, later)
+        return total * later
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        dx, dweight, dbias = ctx.saved_tensors
-        own = (None if one is None else (one * gradient).to(ctx.dtype) for one in (dweight, dbias))
-        return (dx * gradient).to(dx.dtype), *own, None, None
+        *own, later = ctx.saved_tensors
+        factor = gradient * later
+        if factor.device.type != "cpu" or factor != 1:  # to look costs a GPU more than to multiply
+            own = (None if one is None else one * factor for one in own)
+        return *own, None, None, None
+
+
+def copy_into(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    return target if target.data_ptr() == source.data_ptr() else target.copy_(source)
+
+
+def plus_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, dtype) -> torch.Tensor:
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)
+
+
+def slopes_in_place(logits, bias, wanted: torch.Tensor, share: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Turns products into the gradients of their logits, softmax minus one-hot, times `share`; gives the loss."""
+    logits = logits if bias is None else logits.add_(bias)
+    bend = bounded(logits, cap)
+    highest = logits.amax(-1, keepdim=True)
+    answers = logits.gather(1, wanted) - highest
+    sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+    logits.mul_(share / sums).scatter_add_(1, wanted, -share.to(logits.dtype).expand(wanted.shape))
+    if bend is not None:
+        logits.mul_(bend)
+    return share * (sums.log() - answers).sum()
 
 
 def bounded(logits: torch.Tensor, cap: float | None) -> torch.Tensor | None:

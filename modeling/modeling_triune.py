@@ -28,6 +28,7 @@ from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, Softcap, keep_posi
 from .losses import IGNORED, classification_loss, cross_entropy, lean_loss, next_token_loss, token_loss
 from .norms import NORMS
 from .parts import build
+from .selection import placed
 from .transformer import Transformer, TriunePreTrainedModel
 
 
@@ -65,6 +66,7 @@ class TriuneModel(Transformer):
         token_type_ids: torch.LongTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        wanted: torch.BoolTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """
@@ -79,6 +81,8 @@ class TriuneModel(Transformer):
             token_type_ids: The segment of each token; ignored by a model without segments.
             pixel_values: Images (batch, channels, height, width), for a model of patches.
             interpolate_pos_encoding: Take images of another size than the model was built for.
+            wanted: Whose hidden states are read, (batch, length) or one value for all, beside what is pooled. Those of
+                others, and of padding, come back as zeros, where that saves work.
         """
         if use_cache and self.is_causal and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -91,7 +95,12 @@ class TriuneModel(Transformer):
             past_key_values=past_key_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
         )
-        hidden_states = self.encode(hidden_states, attention_mask, position_ids, past_key_values, **kwargs)
+        wanted = placed(wanted, hidden_states)
+        if wanted is not None:
+            wanted = wanted | self.pooler.reads(hidden_states, attention_mask)
+        hidden_states = self.encode(
+            hidden_states, attention_mask, position_ids, past_key_values, wanted=wanted, **kwargs
+        )
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,
             pooler_output=self.pooler(hidden_states, attention_mask),
@@ -142,15 +151,19 @@ class TriuneLanguageModel(TriunePreTrainedModel):
         return self.softcap(self.lm_head(self.transform(hidden_states)))
 
     def answer(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, skip_logits: bool, **kwargs
+        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, loss_only: bool, **kwargs
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits and loss; with `skip_logits` the loss alone, which takes less time and memory."""
-        if skip_logits:
+        """Logits and loss; with `loss_only` the loss alone, which takes less time and memory."""
+        if loss_only:
             return None, self.lean_loss(hidden_states, labels, **kwargs)
         logits = self.logits_of(hidden_states)
         if labels is None:
             return logits, None
         return logits, self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+
+    def wanted(self, labels: torch.Tensor | None, loss_only: bool, **kwargs) -> torch.Tensor | None:
+        """Whose hidden states the loss reads, where nothing else is asked for."""
+        return labels != IGNORED if loss_only and labels is not None else None
 
     def lean_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs) -> torch.Tensor:
         parts = (self.transform, self.lm_head, self.softcap)
@@ -174,7 +187,7 @@ class TriuneForMaskedLM(TriuneLanguageModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        skip_logits: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         outputs = self.model(
@@ -183,9 +196,10 @@ class TriuneForMaskedLM(TriuneLanguageModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            wanted=self.wanted(labels, loss_only),
             **kwargs,
         )
-        logits, loss = self.answer(outputs.last_hidden_state, labels, skip_logits, **kwargs)
+        logits, loss = self.answer(outputs.last_hidden_state, labels, loss_only, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -234,7 +248,7 @@ class TriuneForPreTraining(TriuneLanguageModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         next_sentence_label: torch.LongTensor | None = None,
-        skip_logits: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TriuneForPreTrainingOutput:
         outputs = self.model(
@@ -243,9 +257,10 @@ class TriuneForPreTraining(TriuneLanguageModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            wanted=self.wanted(labels, loss_only),
             **kwargs,
         )
-        logits, loss = self.answer(outputs.last_hidden_state, labels, skip_logits, **kwargs)
+        logits, loss = self.answer(outputs.last_hidden_state, labels, loss_only, **kwargs)
         verdicts = self.seq_relationship(outputs.pooler_output)
         losses = [] if loss is None else [loss]
         if next_sentence_label is not None:
@@ -286,6 +301,11 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         self.loss_function = next_token_loss
         self.post_init()
 
+    def wanted(self, labels: torch.Tensor | None, loss_only: bool, shift_labels=None, **kwargs) -> torch.Tensor | None:
+        if loss_only and shift_labels is None and labels is not None:
+            shift_labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
+        return super().wanted(shift_labels, loss_only)
+
     def lean_loss(self, hidden_states, labels, num_items_in_batch=None, shift_labels=None, **kwargs) -> torch.Tensor:
         if shift_labels is None and labels is not None:
             hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]
@@ -308,11 +328,11 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         use_cache: bool | None = None,
         token_type_ids: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """As `TriuneModel`, with `labels`. No cache is made beside them unless `use_cache` asks for one.
-        `skip_logits`: the loss alone, without the logits."""
+        `loss_only`: the loss alone, without the logits."""
         if labels is not None and use_cache is None:
             use_cache = False
         outputs = self.model(
@@ -323,10 +343,11 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             token_type_ids=token_type_ids,
+            wanted=self.wanted(labels, loss_only, **kwargs),
             **kwargs,
         )
         kept = keep_positions(outputs.last_hidden_state, logits_to_keep)
-        logits, loss = self.answer(kept, labels, skip_logits, **kwargs)
+        logits, loss = self.answer(kept, labels, loss_only, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -338,6 +359,11 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Classifiers
+
+
+def pooled_alone(yes: bool) -> torch.Tensor | None:
+    """As `wanted`: nothing beside what is pooled; or all."""
+    return torch.zeros((), dtype=torch.bool) if yes else None
 
 
 class TriuneForImageClassification(TriunePreTrainedModel):
@@ -359,9 +385,16 @@ class TriuneForImageClassification(TriunePreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        outputs = self.model(pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        """As `TriuneModel`, with `labels`. `loss_only`: compute no hidden state that logits and loss do not read."""
+        outputs = self.model(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            wanted=pooled_alone(loss_only),
+            **kwargs,
+        )
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
@@ -392,8 +425,11 @@ class TriuneForSequenceClassification(TriunePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
+        """As `TriuneModel`, with `labels`. `loss_only`: compute no hidden state that logits and loss do not read;
+        for that the attention mask must be given."""
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -402,6 +438,7 @@ class TriuneForSequenceClassification(TriunePreTrainedModel):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            wanted=pooled_alone(loss_only and attention_mask is not None),
             **kwargs,
         )
         pooled = outputs.pooler_output
@@ -439,14 +476,18 @@ class TriuneForTokenClassification(TriunePreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
+        """As `TriuneModel`, with `labels`. `loss_only`: compute no hidden state that the loss does not read; the
+        logits of the others mean nothing."""
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            wanted=labels != IGNORED if loss_only and labels is not None else None,
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)

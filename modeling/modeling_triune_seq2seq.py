@@ -27,6 +27,7 @@ from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfi
 from .heads import keep_positions
 from .losses import IGNORED, lean_loss, token_loss
 from .modeling_triune import TriuneModel, build_lm_head
+from .selection import placed
 from .transformer import Attention, CrossAttention, Transformer, TransformerLayer, TriunePreTrainedModel
 
 
@@ -67,6 +68,7 @@ class TriuneDecoder(Transformer):
         use_cache: bool | None = None,
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        wanted: torch.BoolTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         if past_key_values is None and use_cache:
@@ -87,6 +89,7 @@ class TriuneDecoder(Transformer):
             past_key_values,
             encoder_hidden_states,
             source_mask=source_mask,
+            wanted=placed(wanted, hidden_states),
             **kwargs,
         )
         return BaseModelOutputWithPastAndCrossAttentions(
@@ -146,6 +149,7 @@ class TriuneSeq2SeqModel(TriuneSeq2SeqPreTrainedModel):
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        wanted: torch.BoolTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
         """
@@ -160,6 +164,8 @@ class TriuneSeq2SeqModel(TriuneSeq2SeqPreTrainedModel):
             past_key_values: An `EncoderDecoderCache`: keys and values of the target so far, and of the source.
             use_cache: Return such a cache.
             token_type_ids: The segments of the source; ignored by an encoder without segments.
+            wanted: The tokens of the target whose hidden states are read. Those of others, and of padding in source
+                and target, come back as zeros, where that saves work.
         """
         for flag in ("output_attentions", "output_hidden_states"):
             kwargs.setdefault(flag, getattr(self.config, flag))
@@ -171,6 +177,7 @@ class TriuneSeq2SeqModel(TriuneSeq2SeqPreTrainedModel):
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
                 token_type_ids=token_type_ids,
+                wanted=None if wanted is None else torch.ones((), dtype=torch.bool),
                 **kwargs,
             )
         decoded = self.decoder(
@@ -182,6 +189,7 @@ class TriuneSeq2SeqModel(TriuneSeq2SeqPreTrainedModel):
             use_cache=use_cache,
             encoder_hidden_states=encoder_outputs[0],
             encoder_attention_mask=attention_mask,
+            wanted=wanted,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -236,11 +244,11 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
         use_cache: bool | None = None,
         token_type_ids: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """As `TriuneSeq2SeqModel`, with `labels`: the target (batch, length). No cache is made beside them unless
-        `use_cache` asks for one. `skip_logits`: the loss alone, without the logits."""
+        `use_cache` asks for one. `loss_only`: the loss alone, without the logits."""
         if labels is not None and use_cache is None:
             use_cache = False
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -259,10 +267,11 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             token_type_ids=token_type_ids,
+            wanted=labels != IGNORED if loss_only and labels is not None else None,
             **kwargs,
         )
         hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
-        if skip_logits:
+        if loss_only:
             loss = lean_loss(
                 hidden_states, labels, self.before, self.lm_head, self.softcap, kwargs.get("num_items_in_batch")
             )

@@ -39,8 +39,10 @@ from .norms import NORMS
 from .parts import build
 from .positions import POSITIONS, Frame
 from .residuals import RESIDUALS, ScaledResidual
+from .selection import EVERYTHING, Everything, Selection, narrow, select
 
 
+Tokens = Everything | Selection
 BIASED_KERNELS = ("eager", "sdpa", "flex_attention")  # those that take an addend to the scores
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,24 +150,29 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         rotation: tuple[torch.Tensor, ...] = (),
         past_key_values: Cache | None = None,
+        given: Tokens = EVERYTHING,
+        gives: Tokens = EVERYTHING,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        q, (k, v) = self.queries(hidden_states), self.keys_and_values(hidden_states)
+        """`given`: the tokens that `hidden_states` holds. `gives`: those that are answered, which see all of them."""
+        q = self.queries(narrow(hidden_states, given, gives), gives)
+        k, v = self.keys_and_values(hidden_states, given)
         q, k = self.rotate(q, k, *rotation)
         if past_key_values is not None:
             k, v = own_cache(past_key_values).update(k, v, self.layer_idx)
-        return self.attend(q, k, v, attention_mask, **kwargs)
+        return self.attend(q, k, v, attention_mask, gives, **kwargs)
 
-    def queries(self, x: torch.Tensor) -> torch.Tensor:
-        return self.q_norm(self.split(self.q_proj(x))).transpose(1, 2)
+    def queries(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        return tokens.spread(self.q_norm(self.split(self.q_proj(x)))).transpose(1, 2)
 
-    def keys_and_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.k_norm(self.split(self.k_proj(x))).transpose(1, 2), self.split(self.v_proj(x)).transpose(1, 2)
+    def keys_and_values(self, x: torch.Tensor, tokens: Tokens = EVERYTHING) -> tuple[torch.Tensor, torch.Tensor]:
+        k, v = self.k_norm(self.split(self.k_proj(x))), self.split(self.v_proj(x))
+        return tokens.spread(k).transpose(1, 2), tokens.spread(v).transpose(1, 2)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(*x.shape[:-1], -1, self.head_dim)  # (batch, length, heads, head)
+        return x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim))  # (batch, length, heads, head)
 
-    def attend(self, q, k, v, attention_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend(self, q, k, v, attention_mask, gives: Tokens, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out, weights = kernel(
             self,
@@ -178,7 +185,7 @@ class Attention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return self.o_proj(out.reshape(q.shape[0], q.shape[2], -1)), weights
+        return self.o_proj(gives.pick(out.reshape(q.shape[0], q.shape[2], -1))), weights
 
     def extra_repr(self) -> str:
         return f"causal={self.is_causal}, head_dim={self.head_dim}, window={self.sliding_window}"
@@ -192,9 +199,16 @@ class CrossAttention(Attention):
         super().__init__(config, layer_idx, rotate=None, source_size=source_size)
         self.is_causal, self.sliding_window = False, None
 
-    def forward(self, hidden_states, source, source_mask=None, past_key_values: EncoderDecoderCache | None = None):
+    def forward(
+        self,
+        hidden_states,
+        source,
+        source_mask=None,
+        past_key_values: EncoderDecoderCache | None = None,
+        tokens: Tokens = EVERYTHING,
+    ):
         k, v = self.remembered(source, past_key_values)
-        return self.attend(self.queries(hidden_states), k, v, source_mask)
+        return self.attend(self.queries(hidden_states, tokens), k, v, source_mask, tokens)
 
     def remembered(self, source: torch.Tensor, past_key_values: EncoderDecoderCache | None):
         if past_key_values is None:
@@ -217,12 +231,16 @@ def attention_window(config: TriuneConfig, layer_idx: int) -> int | None:
 # Layer
 
 
-def pre_norm(x: torch.Tensor, norm: nn.Module, sublayer) -> torch.Tensor:
-    return x + sublayer(norm(x))
+def same(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
-def post_norm(x: torch.Tensor, norm: nn.Module, sublayer) -> torch.Tensor:
-    return norm(x + sublayer(x))
+def pre_norm(x: torch.Tensor, norm: nn.Module, sublayer, narrowed=same) -> torch.Tensor:
+    return narrowed(x) + sublayer(norm(x))
+
+
+def post_norm(x: torch.Tensor, norm: nn.Module, sublayer, narrowed=same) -> torch.Tensor:
+    return norm(narrowed(x) + sublayer(x))
 
 
 PLACEMENTS = {"pre": pre_norm, "post": post_norm}
@@ -281,20 +299,23 @@ class TransformerLayer(GradientCheckpointingLayer):
         source: torch.Tensor | None = None,
         source_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        given: Tokens = EVERYTHING,
+        gives: Tokens = EVERYTHING,
         **kwargs,
     ):
         # The first three are given by place: reentrant checkpointing follows gradients only there.
+        kwargs |= {"past_key_values": past_key_values, "given": given, "gives": gives}
         if position_bias is not None:
             kwargs["position_bias"] = position_bias
 
         def attend(x):
-            return self.attn_residual(self.self_attn(x, past_key_values=past_key_values, **kwargs)[0])
+            return self.attn_residual(self.self_attn(x, **kwargs)[0])
 
         def transform(x):
             return self.mlp_residual(self.mlp(x))
 
-        hidden_states = self.add(hidden_states, self.attn_norm, attend)
-        hidden_states = self.cross(hidden_states, source, source_mask, past_key_values)
+        hidden_states = self.add(hidden_states, self.attn_norm, attend, lambda x: narrow(x, given, gives))
+        hidden_states = self.cross(hidden_states, source, source_mask, past_key_values, gives)
         return self.add(hidden_states, self.mlp_norm, transform)
 
 
@@ -447,8 +468,11 @@ class Transformer(TriunePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         source: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
+        """`wanted` (batch, length): the tokens whose hidden states are read; those of the others come back as zeros,
+        where it saves work. Where the hidden states of every layer are asked for, nothing is left out."""
         own = own_cache(past_key_values)
         layer_types = dict.fromkeys(self.config.layer_types)  # each kind once, in an order that does not vary
         masks = attention_mask  # `generate` with a static cache hands over the finished masks by layer type
@@ -467,6 +491,9 @@ class Transformer(TriunePreTrainedModel):
             position_ids = next_positions(hidden_states, own)
         rotations = {kind: self.positions.rotation(hidden_states, position_ids, kind) for kind in layer_types}
         biases = {kind: self.position_bias(hidden_states, own, kind) for kind in layer_types}
+        shown = any(kwargs.get(name, getattr(self.config, name)) for name in SHOWN)
+        given, last = select(None if shown else wanted, attention_mask)
+        hidden_states = given.pick(hidden_states)
         for layer, kind in zip(self.layers, self.config.layer_types):
             hidden_states = layer(
                 hidden_states,
@@ -476,9 +503,11 @@ class Transformer(TriunePreTrainedModel):
                 rotation=rotations[kind],
                 position_ids=position_ids,
                 past_key_values=past_key_values,
+                given=given,
+                gives=last if layer is self.layers[-1] else given,
                 **kwargs,
             )
-        return self.norm(hidden_states)
+        return last.spread(self.norm(hidden_states))
 
     def position_bias(self, x: torch.Tensor, past_key_values: Cache | None, kind: str) -> torch.Tensor | None:
         """The addend to the scores of the layers of one kind; refused where the kernel would ignore it."""
@@ -491,6 +520,9 @@ class Transformer(TriunePreTrainedModel):
                 f"{self.config._attn_implementation!r} does not take: use one of {', '.join(BIASED_KERNELS)}"
             )
         return bias.expand(x.shape[0], -1, -1, -1)  # flex attention reads it by sample
+
+
+SHOWN = ("output_hidden_states", "output_attentions")
 
 
 def next_positions(x: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:

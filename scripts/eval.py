@@ -25,7 +25,7 @@ from accelerate import PartialState
 from triune.configuration.configuration_triune import FamilyConfig
 from triune.training.arguments import Arguments, script_parser
 from triune.training.console import Console, before_after, silence
-from triune.training.environment import choose_threads, set_kernels, versions
+from triune.training.environment import TORCH, choose_threads, set_kernels, versions
 from triune.training.evaluation import FLAGS, answers, changed, check_classes, judged, recorded_page, run_of
 from triune.training.metrics import collapsed
 from triune.training.prediction import load_config, load_model, load_saved_processor, locate, task_of
@@ -72,11 +72,13 @@ def evaluate(model: str, arguments: Arguments, config: FamilyConfig, quiet: bool
     for text in task.describe():
         console.line("data", text)
     check_classes(task, config)
-    network = load_model(model, task.head, arguments.model.attn_implementation).to(accelerator.device)
+    as_trained = page if settings.fast_fp32 == "auto" else {}
+    attention = arguments.model.attn_implementation or as_trained.get("attention")
+    network = load_model(model, task.head, attention).to(accelerator.device)
     task.prepare(network.config)
     if settings.torch_compile:
         network.compile()
-    set_kernels(page.get("kernels", "torch's") if settings.fast_fp32 == "auto" else "torch's")
+    set_kernels(as_trained.get("kernels", TORCH))
     network = accelerator.prepare_model(network, evaluation_mode=True)
     records = answers(task, network, accelerator, settings.per_device_eval_batch_size, full=True)
     metrics, baselines = task.measure(records), task.baselines()

@@ -17,11 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or they warn when a 
 
 import yaml
 
-import triune.conversion as conversion
-from triune.training.arguments import parse
-from triune.training.console import Console, silence
-from triune.training.run import train
-from triune.training.tasks import TASKS
+from triune.training.arguments import Arguments, parse
 
 
 def recipes(folder: Path = Path("recipes")) -> list[tuple[str, str, str, str]]:
@@ -36,13 +32,28 @@ def recipes(folder: Path = Path("recipes")) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def main(argv: list[str]) -> None:
+# What takes seconds to import is imported when it is needed: `--help` and a mistyped flag are answered at once.
+
+
+def print_recipes() -> None:
+    from triune.training.console import Console
+    from triune.training.tasks import TASKS
+
+    Console().print_recipes(recipes(), {name: task.__doc__ for name, task in TASKS.items()})
+
+
+def run(arguments: Arguments) -> None:
+    import triune.conversion as conversion
+    from triune.training.console import silence
+    from triune.training.run import train
+
     silence()
+    train(arguments, read_original=conversion.load)
+
+
+def main(argv: list[str]) -> None:
     try:
-        if "--list" in argv:
-            Console().print_recipes(recipes(), {name: task.__doc__ for name, task in TASKS.items()})
-            return
-        train(parse(argv), read_original=conversion.load)
+        print_recipes() if "--list" in argv else run(parse(argv))
     except (ValueError, OSError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":

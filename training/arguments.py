@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
-from triune.configuration.configuration_triune import nearest
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Imported when something is wrong: it brings transformers and torch, which take seconds, and `--help` none."""
+    from triune.configuration.configuration_triune import nearest
+
+    return nearest(name, names)
 
 
 def text(default: Any, help: str, **metadata) -> Any:
@@ -38,7 +42,9 @@ class ModelArguments:
         None, "the tokenizer to train: wordpiece, bpe (byte-level) or characters; default: as the task's first models"
     )
     vocab_size: int = text(2048, "the size of the tokenizer to train; for characters the most it may hold")
-    attn_implementation: str | None = text(None, "sdpa, eager, flex_attention, ...; default: transformers' choice")
+    attn_implementation: str | None = text(
+        None, "sdpa, eager, flex_attention, ...; default: transformers' choice, but see fast_fp32"
+    )
     freeze: str | None = text(None, "parameters that are not trained: a regular expression over their names")
     lora_rank: int | None = text(None, "train matrices of this rank beside those of a saved model, by PEFT")
     lora_alpha: float | None = text(None, "they are scaled by lora_alpha / lora_rank; default: twice the rank")
@@ -122,7 +128,10 @@ class TrainingArguments:
     mixed_precision: str | None = text(
         None, "no, bf16, fp16, or auto: bf16 where it is fast; default: what `accelerate launch` was told"
     )
-    fast_fp32: str = text("auto", "auto: float32 products by the fastest exact kernels of this processor; no: torch's")
+    fast_fp32: str = text(
+        "auto",
+        "auto: float32 products and attention to short rows by what is fastest on this processor; no: torch's",
+    )
     torch_compile: bool = text(False, "compile the model: pays on a GPU, not on a processor")
     gradient_checkpointing: bool = text(False, "compute activations twice instead of keeping them")
     label_smoothing_factor: float = text(0.0, "share of the target that is spread over all classes")
@@ -296,11 +305,46 @@ def read_recipe(path: str) -> dict[str, Any]:
     return content
 
 
+def flag_parser() -> argparse.ArgumentParser:
+    """A flag for each field, with hyphens too. A truth value may stand alone, and what is true by itself has a flag
+    with `no_`: as transformers' own parser has it, which takes a second to import."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="train.py [recipe.yaml] [--flag value ...]",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for group in GROUPS:
+        section = parser.add_argument_group(group.__name__.removesuffix("Arguments").lower())
+        for item in dataclasses.fields(group):
+            names = dict.fromkeys((f"--{item.name}", f"--{item.name.replace('_', '-')}"))
+            kind = next(part for part in getattr(item.type, "__args__", (item.type,)) if part is not type(None))
+            alone = {"nargs": "?", "const": True} if kind is bool else {}
+            convert = truth if kind is bool else kind
+            section.add_argument(*names, type=convert, default=item.default, help=item.metadata["help"], **alone)
+            if item.default is True:
+                turned = [name.replace("--", "--no_", 1) for name in names]
+                section.add_argument(*turned, dest=item.name, action="store_false", default=True, help="the opposite")
+    return parser
+
+
+TRUTHS = {
+    **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "f", "n", "0"), False),
+}
+
+
+def truth(word: str) -> bool:
+    if word.lower() not in TRUTHS:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return TRUTHS[word.lower()]
+
+
 def parse(argv: list[str] | None = None) -> Arguments:
     """The arguments of a run from a command line: an optional recipe, then flags."""
     argv = list(sys.argv[1:] if argv is None else argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    parser = HfArgumentParser(GROUPS, allow_abbrev=False, prog="train.py [recipe.yaml]")
+    parser = flag_parser()
     flags = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     switches = {f"no_{name}" for name, item in known_flags().items() if item.default is True}
     allowed = {*known_flags(), *switches, "help"}
@@ -309,11 +353,14 @@ def parse(argv: list[str] | None = None) -> Arguments:
             raise ValueError(f"there is no flag --{flag}{nearest(flag, allowed)}")
     content = read_recipe(recipe) if recipe else {}
     parser.set_defaults(**{key: as_flag(key, value) for key, value in content.items()})
-    model, data, training, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    given, rest = parser.parse_known_args(argv)
     if rest:
         raise ValueError(
             f"{' '.join(rest)!r} belongs to no flag; a recipe comes first: train.py recipe.yaml --flag value"
         )
+    model, data, training = (
+        group(**{item.name: getattr(given, item.name) for item in dataclasses.fields(group)}) for group in GROUPS
+    )
     if training.warmup_steps is None:
         training.warmup_steps = min(100, training.max_steps // 10)
     training.output_dir = training.output_dir or f"runs/{Path(recipe).stem if recipe else 'run'}"

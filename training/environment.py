@@ -1,12 +1,13 @@
-"""What a run runs on: versions, threads, and the kernels for products in float32, each with its reason."""
+"""What a run runs on: versions, threads, memory, and the kernels that compute, each with its reason."""
 
-import math
+import ctypes
 import os
 import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,13 +29,15 @@ def processor() -> str:
     return f"{name}, {cores} core{'s' if cores != 1 else ''}"
 
 
-def seconds(work, times: int) -> float:
-    """The fastest of some times."""
-    best = float("inf")
+def seconds(work, times: int, at_most: float = float("inf")) -> float:
+    """The fastest of some times, or of as many as fit into so many seconds."""
+    best, begun = float("inf"), time.perf_counter()
     for _ in range(times):
         start = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begun > at_most:
+            break
     return best
 
 
@@ -88,41 +91,78 @@ def choose_threads(recorded: int | None = None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Products in float32
+# Memory
+
+LARGEST = 2**31 - 1  # bytes, of what can be asked for
+
+
+def keep_memory() -> None:
+    """Let the process keep what a step has freed for the next one. By itself the C library (glibc) gives large pieces
+    back to the system, which clears them anew, page by page, in every step: up to a third of it on a processor."""
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(library, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        library.mallopt(mmap_threshold, LARGEST)
+        library.mallopt(trim_threshold, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels: products in float32, and attention
 
 
 EXACT = 5e-6  # of float32 products, against float64; bfloat16 is at 4e-3
-ONEDNN = "oneDNN's"
-GAIN = 1.05  # what makes the change worth it
+TORCH, ONEDNN = "torch's", "oneDNN's"
+GAIN = 1.05  # what makes a change worth it
+TIMED = 3  # steps of each, if they take no more than
+AT_MOST = 2.0  # seconds
 
 
-def choose_kernels(choice: str, device: torch.device, recorded: str | None, work: Callable[[], None]) -> str:
-    """On a processor, let oneDNN do the products of float32 if it is as exact as float32 and makes `work` faster, and
-    say so. On some processors it makes products twice as fast, on some it makes attention slower.
+class Kernels(NamedTuple):
+    """Who computes. On some processors oneDNN's products of float32 are twice as fast; torch's fused attention saves
+    memory, and takes longer for short rows."""
 
-    Its switch is named for a lower precision, which other processors (Intel's with AMX) then really take: so a product
-    is compared first. A resumed run takes what it had.
-    """
-    if choice not in ("auto", "no"):
-        raise ValueError(f"fast_fp32={choice!r} is not allowed: it must be auto or no")
-    if choice == "no" or device.type != "cpu":
-        return "torch's"
-    if recorded is not None:
-        return recorded
-    plain = seconds(work, 2)
-    set_kernels(ONEDNN)
-    error = product_error()
-    fast = seconds(work, 2) if error < EXACT else math.inf
-    set_kernels("torch's")
-    if plain > GAIN * fast:
-        return f"{ONEDNN}, measured {plain / fast:.1f} times as fast and exact to {error:.0e}"
-    return "torch's" if fast == math.inf else f"torch's, measured {fast / plain:.1f} times as fast as oneDNN's"
+    products: str = TORCH
+    attention: str | None = None  # as transformers' `attn_implementation`; None: what the model has
+
+    def words(self) -> str:
+        return self.products + (f" and {self.attention} attention" if self.attention else "")
+
+
+def candidates(float32: bool, attentions: tuple[str, ...]) -> list[Kernels]:
+    """Those that can be had here and are exact: the switch to oneDNN's products is named for a lower precision, which
+    other processors (Intel's with AMX) then really take."""
+    products = [TORCH]
+    if float32:
+        set_kernels(ONEDNN)
+        products += [ONEDNN] if product_error() < EXACT else []
+        set_kernels(TORCH)
+    return [Kernels(one, other) for one in products for other in attentions or (None,)]
+
+
+def choose_kernels(
+    those: list[Kernels], work: Callable[[], Any], use: Callable[[Kernels], None]
+) -> tuple[Kernels, str]:
+    """The fastest for `work`, and why; the first of them, unless another gains something."""
+    first = those[0]
+    if len(those) == 1:
+        return first, first.words()
+    work()  # the first of all takes longer
+    times: dict[Kernels, float] = {}
+    for one in those:
+        use(one)
+        times[one] = seconds(work, TIMED, AT_MOST)
+    best = min(times, key=times.__getitem__)
+    best = first if times[first] < GAIN * times[best] else best
+    others = ", ".join(f"{times[one] / times[best]:.2f} with {one.words()}" for one in times if one != best)
+    return best, f"{best.words()} (a step takes {others} times as long)"
 
 
 def set_kernels(chosen: str) -> None:
-    """Processes that work together must all have the same: one chooses."""
-    if torch.get_float32_matmul_precision() != ("medium" if chosen.startswith(ONEDNN) else "highest"):
-        torch.set_float32_matmul_precision("medium" if chosen.startswith(ONEDNN) else "highest")
+    """By the name of the products, or words that begin with it. Processes that work together must all have the same:
+    one chooses."""
+    precision = "medium" if chosen.startswith(ONEDNN) else "highest"
+    if torch.get_float32_matmul_precision() != precision:
+        torch.set_float32_matmul_precision(precision)
 
 
 def product_error() -> float:

@@ -4,23 +4,28 @@ arguments -> task (data, tokenizer) -> configuration -> model -> optimiser -> lo
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, send_to_device
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from triune.configuration import stacks_of
 from triune.configuration.configuration_triune import nearest
 from triune.training.arguments import Arguments, TrainingArguments, options_of
 from triune.training.building import Reader, build_model, check_choices, freeze, make_optimizer, make_plan
 from triune.training.console import Console
 from triune.training.cost import Cost, estimate
 from triune.training.environment import (
+    Kernels,
+    candidates,
     choose_kernels,
     choose_precision,
     choose_threads,
+    keep_memory,
     processor,
     set_kernels,
     versions,
@@ -100,6 +105,7 @@ def train(arguments: Arguments, read_original: Reader | None = None) -> dict[str
     checkpoint, page = recorded(arguments)
     accelerator = make_accelerator(settings, page.get("precision"))
     threads = choose_threads(page.get("threads"))
+    keep_memory()
     torch.set_num_threads(agreed(torch.get_num_threads()))
     console = Console(main=accelerator.is_main_process)
     try:
@@ -142,18 +148,19 @@ def assemble(
         page={"arguments": arguments.as_dict(), "data": task.fingerprint, "per_step": plan.per_step},
         schedule_options=options_of("lr_scheduler_kwargs", settings.lr_scheduler_kwargs),
     )
-    show_plan(loop, page.get("kernels"))
+    show_plan(loop, page)
     loop.prepare()
     return loop
 
 
-def show_plan(loop: Loop, recorded: str | None) -> None:
+def show_plan(loop: Loop, recorded: dict[str, Any]) -> None:
     """Steps, batch, and what they cost."""
     plan, settings, precision = loop.plan, loop.settings, loop.accelerator.mixed_precision.replace("no", "float32")
     # a model that is to be sharded may not fit on one device: nothing is run before
     sharded = loop.accelerator.distributed_type == DistributedType.FSDP
-    cost, kernels = (None, "torch's") if sharded else measured_cost(loop, recorded)
-    loop.page |= {"kernels": kernels, "flops": cost and cost.flops}
+    kernels = Kernels()
+    cost, kernels, words = (None, kernels, kernels.words()) if sharded else measured_cost(loop, recorded)
+    loop.page |= {"kernels": words, "attention": kernels.attention, "flops": cost and cost.flops}
     epochs = f"{settings.max_steps / plan.steps_per_epoch:.1f} epochs, " if plan.samples else ""
     dealt = f" ({plan.per_device} x {plan.accumulation} accumulated x {plan.world} processes)"
     loop.console.plan(
@@ -162,12 +169,12 @@ def show_plan(loop: Loop, recorded: str | None) -> None:
             **(cost.rows(loop.task.unit) if cost else {}),
             "schedule": f"{epochs}{settings.optim}, learning rate {settings.learning_rate:g}, "
             f"{settings.lr_scheduler_type} after {settings.warmup_steps} steps of warm-up",
-            "precision": f"{precision}, kernels {kernels}",
+            "precision": f"{precision}, kernels {words}",
         }
     )
 
 
-def measured_cost(loop: Loop, recorded: str | None) -> tuple[Cost, str]:
+def measured_cost(loop: Loop, recorded: dict[str, Any]) -> tuple[Cost, Kernels, str]:
     """Counted and timed on one micro-batch, whose kernels are chosen on the way."""
     task, plan, settings, accelerator = loop.task, loop.plan, loop.settings, loop.accelerator
     loop.model.to(accelerator.device)
@@ -184,9 +191,7 @@ def measured_cost(loop: Loop, recorded: str | None) -> tuple[Cost, str]:
             loss(loop.model, batch).backward()
         loop.model.zero_grad(set_to_none=True)
 
-    fast_fp32 = settings.fast_fp32 if accelerator.mixed_precision == "no" else "no"  # else few products are left in it
-    kernels = agreed(choose_kernels(fast_fp32, accelerator.device, recorded, once))
-    set_kernels(kernels)
+    kernels, words = kernels_for(loop, recorded, batch, once)
     cost = estimate(
         loop.model,
         batch,
@@ -200,7 +205,39 @@ def measured_cost(loop: Loop, recorded: str | None) -> tuple[Cost, str]:
         ema=bool(settings.ema_decay),
         loss=loss,
     )
-    return cost, kernels
+    return cost, kernels, words
+
+
+def kernels_for(loop: Loop, recorded: dict[str, Any], batch: dict, work: Callable[[], None]) -> tuple[Kernels, str]:
+    """Chosen for `work`, or as they were; in use from here on. Half precision leaves few products of float32."""
+    model, accelerator, choice = loop.model, loop.accelerator, loop.settings.fast_fp32
+    if choice not in ("auto", "no"):
+        raise ValueError(f"fast_fp32={choice!r} is not allowed: it must be auto or no")
+
+    def use(kernels: Kernels) -> None:
+        set_kernels(kernels.products)
+        if kernels.attention:
+            model.set_attn_implementation(kernels.attention)
+
+    those = [Kernels()]
+    if choice == "auto" and accelerator.device.type == "cpu":
+        free = loop.arguments.model.attn_implementation is None and longest_row(model.config, batch) <= SHORT
+        those = candidates(accelerator.mixed_precision == "no", ("sdpa", "eager") if free else ())
+    if "kernels" in recorded:
+        chosen, words = Kernels(recorded["kernels"], recorded.get("attention")), recorded["kernels"]
+    else:
+        chosen, words = agreed(choose_kernels(those, work, use))
+    use(chosen)
+    return chosen, words
+
+
+SHORT = 512  # tokens of a row whose attention may be done step by step: that keeps length x length numbers
+
+
+def longest_row(config: PreTrainedConfig, batch: dict) -> int:
+    """In tokens or patches."""
+    patches = [stack.num_positions for stack in stacks_of(config).values() if stack.embedding["type"] == "patches"]
+    return max(patches + [value.shape[-1] for name, value in batch.items() if name.endswith("input_ids")])
 
 
 def carry_out(loop: Loop, checkpoint: Path | None, page: dict[str, Any]) -> dict[str, Any]:

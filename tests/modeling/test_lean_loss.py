@@ -64,7 +64,7 @@ def test_equals_the_loss_of_all_logits(name, rows, items, monkeypatch):
     model, batch = model_and_batch(name)
     given = {} if items is None else {"num_items_in_batch": items}
     wanted, gradients = of(model, batch, **given)
-    found, own = of(model, batch, skip_logits=True, **given)
+    found, own = of(model, batch, loss_only=True, **given)
     torch.testing.assert_close(found.loss, wanted.loss, atol=1e-6, rtol=1e-6)
     assert own.keys() == gradients.keys()
     for key, gradient in gradients.items():
@@ -77,7 +77,7 @@ def test_shifted_labels():
     model, batch = model_and_batch("causal")
     shifted = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     wanted = model(**batch).loss
-    torch.testing.assert_close(model(**batch, shift_labels=shifted, skip_logits=True).loss, wanted)
+    torch.testing.assert_close(model(**batch, shift_labels=shifted, loss_only=True).loss, wanted)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -86,16 +86,16 @@ def test_nothing_to_learn(name):
     model, batch = model_and_batch(name)
     batch["labels"] = torch.full_like(batch["labels"], IGNORED)
     batch.pop("next_sentence_label", None)
-    output, gradients = of(model, batch, skip_logits=True)
+    output, gradients = of(model, batch, loss_only=True)
     assert output.loss == 0 and all(not gradient.any() for gradient in gradients.values())
 
 
 def test_without_labels_it_is_refused():
     model, batch = model_and_batch("masked")
-    with pytest.raises(ValueError, match="skip_logits gives the loss alone, and needs labels"):
-        model(batch["input_ids"], skip_logits=True)
+    with pytest.raises(ValueError, match="loss_only gives the loss alone, and needs labels"):
+        model(batch["input_ids"], loss_only=True)
     with pytest.raises(ValueError, match=r"labels must have shape \(batch, length\)"):
-        model(batch["input_ids"], labels=batch["labels"][:, :5], skip_logits=True)
+        model(batch["input_ids"], labels=batch["labels"][:, :5], loss_only=True)
 
 
 @pytest.mark.parametrize("cap", [None, 1.5])
@@ -107,10 +107,10 @@ def test_gradients_are_derivatives(cap, bias, monkeypatch):
     x, weight, offset = (
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (7, 4), (7,))
     )
-    labels = torch.tensor([0, 6, 3, 3, 1])
+    labels, share = torch.tensor([0, 6, 3, 3, 1]), torch.tensor(0.2, dtype=torch.float64)
     given = (x, weight, offset) if bias else (x, weight)
     assert torch.autograd.gradcheck(
-        lambda x, weight, offset=None: LinearCrossEntropy.apply(x, weight, offset, labels, cap), given
+        lambda x, weight, offset=None: LinearCrossEntropy.apply(x, weight, offset, labels, share, cap), given
     )
 
 
@@ -119,7 +119,7 @@ def test_in_bfloat16_it_is_as_near():
     model, batch = model_and_batch("masked")
     _, exact = of(model, batch)
     errors = []
-    for options in ({}, {"skip_logits": True}):
+    for options in ({}, {"loss_only": True}):
         with torch.autocast("cpu", torch.bfloat16):
             _, gradients = of(model, batch, **options)
         errors.append(float(sum((gradients[key] - exact[key]).square().sum() for key in exact)) ** 0.5)
@@ -141,4 +141,4 @@ def test_what_stands_before_the_decoder_is_asked(what):
         other = Doubled(32, 61)
         other.weight, other.bias = model.lm_head.weight, model.lm_head.bias
         model.lm_head = other
-    torch.testing.assert_close(model(**batch, skip_logits=True).loss, model(**batch).loss)
+    torch.testing.assert_close(model(**batch, loss_only=True).loss, model(**batch).loss)

@@ -94,6 +94,7 @@ class ImageClassification(Task):
     name = "image_classification"
     head = TriuneForImageClassification
     unit = "images"
+    lean: ClassVar[dict[str, bool]] = {"loss_only": True}
     best_metric = "accuracy"
     greater_is_better = True
     pictures: ClassVar[dict[str, str]] = {
@@ -193,7 +194,7 @@ class ImageClassification(Task):
     def loss(self, model, batch: Batch, count: torch.Tensor | float) -> torch.Tensor:
         if not batch["labels"].is_floating_point():
             return super().loss(model, batch, count)
-        logits = model(pixel_values=batch["pixel_values"]).logits.float()
+        logits = model(pixel_values=batch["pixel_values"], **self.lean).logits.float()
         smoothing = self.arguments.training.label_smoothing_factor
         return F.cross_entropy(logits, batch["labels"], reduction="sum", label_smoothing=smoothing) / count
 

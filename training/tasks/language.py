@@ -32,7 +32,7 @@ SENTENCE = re.compile(r"(?:\A|\n\s*\n)\s*([A-Z][^.!?*=]{60,300}[.!?])(?=\s)")
 
 class LanguageModeling(Task):
     unit = "tokens"
-    lean: ClassVar[dict[str, bool]] = {"skip_logits": True}
+    lean: ClassVar[dict[str, bool]] = {"loss_only": True}
     words = False  # whether the training rows tell words apart
     tokenizer_kind: ClassVar[str]  # of the tokenizer that is trained, unless another is named
     pictures: ClassVar[dict[str, str]] = {

@@ -168,7 +168,7 @@ class PreTraining(Task):
             hidden = F.cross_entropy(words[:, 1:].flatten(0, 1).float(), labels[:, 1:].flatten(), **how) / count
         else:
             words = F.pad(labels[:, 1:], (1, 0), value=IGNORED)
-            found = model(**inputs, labels=words, num_items_in_batch=count, skip_logits=True)
+            found = model(**inputs, labels=words, num_items_in_batch=count, loss_only=True)
             hidden, verdicts = found.loss, found.seq_relationship_logits
         return hidden + F.cross_entropy(verdicts.float(), labels[:, 0], **how) / self.per_step
 

@@ -153,7 +153,7 @@ class Seq2Seq(Task):
     name = "seq2seq"
     head = TriuneForConditionalGeneration
     unit = "tokens"
-    lean: ClassVar[dict[str, bool]] = {"skip_logits": True}
+    lean: ClassVar[dict[str, bool]] = {"loss_only": True}
     headline = "exact_match"
     pictures: ClassVar[dict[str, str]] = {
         "cross_attention.png": "Where the model looks in held-out sources for each token that it writes",

@@ -86,6 +86,7 @@ class SequenceClassification(Task):
     name = "sequence_classification"
     head = TriuneForSequenceClassification
     unit = "tokens"
+    lean: ClassVar[dict[str, bool]] = {"loss_only": True}
     best_metric = "accuracy"
     greater_is_better = True
     pictures: ClassVar[dict[str, str]] = {
