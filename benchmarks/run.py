@@ -4,7 +4,8 @@
     python benchmarks/run.py steps mlm clm --precision bf16  # of one suite some jobs
     python benchmarks/run.py steps --device cuda             # the same on a GPU
     python benchmarks/run.py --quick --busy                  # small models, to see that it runs; nothing is written
-    python benchmarks/run.py --table                         # the table of what was measured
+    python benchmarks/run.py --check                         # is anything slower than what is committed?
+    python benchmarks/run.py --table                         # the tables of what was measured
 
 The arms take turns, A B B A, and what counts is the median of the ratios of neighbours, with an interval of 95 % by
 resampling. On a busy machine nothing is measured unless `--busy` says that it should be. `docs/performance.md` shows
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from suites import steps
+from suites import checkpoint, data, generation, growth, scaling, startup, steps
 
 from triune.training.environment import processor, versions
 from triune.training.report import replace
@@ -28,7 +29,15 @@ from triune.training.report import replace
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speed.json"
 IDLE = 0.3  # load of the machine, beside ourselves
-SUITES = {"steps": steps}
+SUITES = {
+    "steps": steps,
+    "generation": generation,
+    "data": data,
+    "startup": startup,
+    "checkpoint": checkpoint,
+    "scaling": scaling,
+    "growth": growth,
+}
 
 
 def parser(suite) -> argparse.ArgumentParser:
@@ -41,6 +50,7 @@ def parser(suite) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     made.add_argument("--quick", action="store_true", help="small models; nothing is written")
     made.add_argument("--busy", action="store_true", help="measure whatever else the machine does")
+    made.add_argument("--check", action="store_true", help="write nothing; fail where a ratio has dropped by a tenth")
     made.add_argument("--table", action="store_true", help="measure nothing, show what was measured")
     for one in SUITES.values():
         getattr(one, "flags", lambda made: None)(made)
@@ -53,6 +63,22 @@ def refuse_busy(asked: argparse.Namespace) -> None:
         sys.exit(
             f"error: the load is {load:.2f}, and what is measured beside other work is worth little; --busy: anyway"
         )
+
+
+DROPPED = 0.9  # of a committed ratio
+
+
+def dropped(suite: str, row: dict[str, Any]) -> list[str]:
+    """Ratios that are worse than those committed of the same job."""
+    found = json.loads(RESULTS.read_text()).get(suite, [])
+    before = next((one for one in found if SUITES[suite].key(one) == SUITES[suite].key(row)), {})
+    ratios = {name: ratio["median"] for name, ratio in before.items() if name.startswith("against_")}
+    now = {name: row[name]["median"] if name in row else 0.0 for name in ratios}  # 0: the two do not agree
+    return [
+        f"{row['job']}: {name} is {now[name]:.2f}, and was {ratio:.2f}"
+        for name, ratio in ratios.items()
+        if now[name] < DROPPED * ratio
+    ]
 
 
 def note(suite: str, row: dict[str, Any]) -> None:
@@ -79,14 +105,17 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     if not asked.memory_of:
         refuse_busy(asked)
+    worse = []
     for name in names:
         for job in asked.jobs or SUITES[name].JOBS:
             for row in SUITES[name].rows(job, asked):
                 row |= {"device": asked.device, "threads": asked.threads, "load": os.getloadavg()[0]}
                 print(SUITES[name].table([row]).splitlines()[-1], flush=True)
-                if not asked.quick:
+                if asked.check:
+                    worse += dropped(name, row)
+                elif not asked.quick:
                     note(name, row | {"machine": processor(), "versions": versions()})
-    return None
+    return sys.exit("error: slower than before: " + "; ".join(worse)) if worse else None
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from triune.configuration.configuration_triune import TriuneConfig
 
+from .decoding import can_decode, decode
 from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, Softcap, keep_positions
 from .losses import IGNORED, classification_loss, cross_entropy, lean_loss, next_token_loss, token_loss
 from .norms import NORMS
@@ -310,6 +311,23 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         if shift_labels is None and labels is not None:
             hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]
         return super().lean_loss(hidden_states, shift_labels, num_items_in_batch)
+
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        """The loop of `generate` without beams: our own where it can, which gives the same tokens in less time."""
+        if can_decode(self, input_ids, generation_config, synced_gpus, model_kwargs):
+            cache = model_kwargs["past_key_values"]
+            return decode(self, input_ids, logits_processor, stopping_criteria, generation_config, cache, streamer)
+        given = {"synced_gpus": synced_gpus, "streamer": streamer, **model_kwargs}
+        return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **given)
 
     def init_continuous_batching(self, *args, **kwargs):
         if self.config.adds_to_scores:

@@ -56,10 +56,21 @@ class Masking:
 
     def corrupt(self, ids: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         fate = torch.rand(len(ids), generator=generator)
-        noise = self.others[torch.randint(len(self.others), (len(ids),), generator=generator)]
+        return self.replaced(ids, chosen, fate, torch.randint(len(self.others), (len(ids),), generator=generator))
+
+    def replaced(self, ids: torch.Tensor, chosen: torch.Tensor, fate: torch.Tensor, which: torch.Tensor):
+        """What is read: `fate`, between 0 and 1, says what becomes of a chosen token, `which` what a random one is."""
         read = torch.where(chosen & (fate < self.masked), self.mask_token, ids)
-        replaced = chosen & (fate >= self.masked) & (fate < self.masked + self.random)
-        return torch.where(replaced, noise, read)
+        noisy = chosen & (fate >= self.masked) & (fate < self.masked + self.random)
+        return torch.where(noisy, self.others[which], read)
+
+    def rows(self, ids: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor | None = None):
+        """The same of many at once, (rows, length), from three uniform numbers for each token, (rows, 3 * length)."""
+        drawn, fate, which = numbers.chunk(3, dim=1)
+        chosen = (drawn if words is None else drawn.gather(1, words - words[:, :1])) < self.probability
+        chosen &= self.ordinary[ids]
+        read = self.replaced(ids, chosen, fate, (which * len(self.others)).long())
+        return read, ids.masked_fill(~chosen, IGNORED)
 
 
 @dataclass

@@ -60,7 +60,7 @@ def processed(processor, images: list[torch.Tensor]) -> torch.Tensor:
 def normalised(processor, images: torch.Tensor) -> torch.Tensor:
     """Floats between 0 and 1 at the size of the model -> pixel_values."""
     mean, deviation = (images.new_tensor(values).view(-1, 1, 1) for values in moments(processor))
-    return (images - mean) / deviation
+    return images.sub(mean).div_(deviation)
 
 
 def denormalised(processor, pixel_values: torch.Tensor) -> torch.Tensor:

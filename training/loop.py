@@ -31,6 +31,7 @@ from triune.training.report import PREVIEW, Report
 from triune.training.sampling import Plan, generator
 from triune.training.schedules import factor
 from triune.training.tasks.task import Batch, Task
+from triune.training.writing import Writer
 
 
 TO_BE_CONTINUED = 75  # the exit status of a run that was interrupted and can go on (EX_TEMPFAIL)
@@ -78,6 +79,7 @@ class Loop:
         self.device = self.accelerator.device
         self.bare = self.model
         self.baselines = self.task.baselines() if self.accelerator.is_main_process else {}
+        self.writer = Writer(copies=self.device.type == "cpu")
 
     def prepare(self) -> None:
         """Let accelerate wrap, shard and cast what it does."""
@@ -99,6 +101,7 @@ class Loop:
             reason = self.reached() or self.train()
         if reason == INTERRUPTED:
             self.save()
+            self.settle()
             raise Interrupted(self.progress.step)
         return self.finish(reason)
 
@@ -155,6 +158,7 @@ class Loop:
     def between_steps(self) -> str:
         """Evaluations and checkpoints; a reason to stop, or nothing."""
         settings, progress = self.settings, self.progress
+        self.writer.check()
         if self.due(settings.eval_steps) and progress.step < settings.max_steps:
             self.judge(self.evaluate(full=False))
         if self.due(settings.save_steps):
@@ -278,10 +282,9 @@ class Loop:
         self.progress.best = {**metrics, "step": self.progress.step}
         with self.averaged():
             tensors = state.model_tensors(self.bare, keep=self.accelerator.is_main_process)
-        if self.accelerator.is_main_process:
-            best = state.save_weights(self.best_folder(), tensors)
-            state.drop_best(best.parent, best.name)
-        self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                folder = self.best_folder()
+                self.writer.write([tensors], lambda: state.save_best(folder, tensors))
 
     def best_folder(self) -> Path:
         """Named by its step, so that a checkpoint and the best weights that it knows of belong together."""
@@ -306,7 +309,12 @@ class Loop:
             averages=self.ema,
             keep=self.settings.save_total_limit,
             main=self.accelerator.is_main_process,
+            writer=self.writer,
         )
+
+    def settle(self) -> None:
+        """Until everything is written that was to be."""
+        self.writer.wait()
         self.accelerator.wait_for_everyone()
 
     def resume(self, checkpoint: Path) -> None:
@@ -327,6 +335,7 @@ class Loop:
         if progress.step and progress.judged != progress.step:
             self.judge(self.evaluate(full=False, show=False))  # the full one follows
         self.save()
+        self.settle()
         chosen = progress.step
         if self.settings.load_best_model_at_end and progress.best:
             best = self.best_folder() / state.WEIGHTS

@@ -5,7 +5,7 @@ and processes, before and after a resume; where a run stands in its data is one 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,6 +30,27 @@ def generator(seed: int, *place: int) -> torch.Generator:
     # numpy takes [1, 2] and [1, 2, 0] for the same
     words = np.random.SeedSequence([seed, len(place), *place]).generate_state(2, dtype=np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seed: int, keys: Sequence[Key], count: int) -> torch.Tensor:
+    """So many numbers in [0, 1) for each of some samples, (samples, count): of a sample always the same, whatever is
+    beside it. All at once, which a generator for each sample is not: https://prng.di.unimi.it/splitmix64.c, begun
+    where seed, epoch and index lead to.
+    """
+    state = mixed(np.full(1, seed, dtype=np.uint64) + GOLDEN)
+    for part in np.array(keys, dtype=np.uint64).reshape(-1, 2).T:
+        state = mixed((state ^ part) + GOLDEN)
+    numbers = mixed(state[:, None] + GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
+    return torch.from_numpy((numbers >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
 
 
 class Plan(NamedTuple):

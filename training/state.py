@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from triune.training.shards import cut_like, whole
+from triune.training.writing import Writer
 
 
 PREFIX = "step-"
@@ -153,14 +154,25 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def save_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    return replace_folder(folder, lambda partial: save_file(tensors, partial / WEIGHTS))
+def save_best(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The best weights so far, which take the place of those that no checkpoint names."""
+    replace_folder(folder, lambda partial: save_file(tensors, partial / WEIGHTS))
+    drop_best(folder.parent, folder.name)
 
 
 def save_checkpoint(
-    folder: Path, step: int, model, optimizer, page: dict[str, Any], averages=None, keep: int = 2, main: bool = True
+    folder: Path,
+    step: int,
+    model,
+    optimizer,
+    page: dict[str, Any],
+    averages=None,
+    keep: int = 2,
+    main: bool = True,
+    writer: Writer | None = None,
 ) -> Path:
-    """Write the checkpoint of a step, then drop all but the newest `keep`. All processes call it, one writes."""
+    """Write the checkpoint of a step, then drop all but the newest `keep`. All processes call it, one writes; with a
+    `writer` behind what follows."""
     moments, plain = split_optimizer(optimizer, keep=main)
     files = {WEIGHTS: model_tensors(model, keep=main), MOMENTS: moments}
     if averages is not None:
@@ -173,9 +185,13 @@ def save_checkpoint(
         (partial / PAGE).write_text(json.dumps(page, indent=1), encoding="utf-8")
 
     final = folder / f"{PREFIX}{step:08d}"
-    if main:
+
+    def work() -> None:
         replace_folder(final, write)
         drop_old(folder, keep)
+
+    if main:
+        writer.write(files.values(), work) if writer else work()
     return final
 
 

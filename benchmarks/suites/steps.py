@@ -10,6 +10,7 @@ them). Memory is measured in processes of their own.
 import argparse
 import ctypes
 import gc
+import json
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 import triune.conversion as conversion
+import triune.modeling as modeling
 from suites.measuring import against, matmul_peak, shown, synchronize, take_turns
 from triune.training.environment import TORCH, Kernels, candidates, choose_kernels, keep_memory, set_kernels
 
@@ -118,6 +120,15 @@ JOBS = {
 # Arms
 
 
+def ours(folder: Path) -> PreTrainedModel:
+    """From the same file, but saved in between: so that memory is not that of a conversion."""
+    saved = folder / "ours"
+    if not saved.is_dir():
+        conversion.load(folder).save_pretrained(saved)
+    kind = getattr(modeling, json.loads((saved / "config.json").read_text())["architectures"][0])
+    return kind.from_pretrained(saved)
+
+
 OURS, DEFAULT, TUNED = "ours", "default", "tuned"
 ARMS = (DEFAULT, TUNED, OURS)
 
@@ -127,7 +138,7 @@ class Arm:
 
     def __init__(self, whose: str, model: PreTrainedModel, batch: Batch, options: dict, precision: str):
         self.whose, self.model, self.batch, self.options = whose, model.train(), batch, options
-        self.precision, self.kernels, self.words = precision, TORCH, TORCH
+        self.precision, self.chosen, self.words = precision, Kernels(), TORCH
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True if whose != DEFAULT else None)
 
     def forward(self) -> torch.Tensor:
@@ -148,19 +159,21 @@ class Arm:
         if kernels.attention:
             self.model.set_attn_implementation(kernels.attention)
 
-    def choose(self) -> None:
+    def choose(self, chosen: Kernels | None = None) -> None:
         """What a training run would take here: of ours all that ours chooses from, of theirs whose products."""
+        if chosen is not None:
+            self.chosen = chosen
+            return self.use(chosen)
         exact = self.precision == "no" and self.batch["labels"].device.type == "cpu"
         attentions = ("sdpa", "eager") if self.whose == OURS and self.batch["labels"].device.type == "cpu" else ()
         those = [Kernels()] if self.whose == DEFAULT else candidates(exact, attentions)
-        chosen, self.words = choose_kernels(those, self.backward, self.use)
-        self.use(chosen)
-        self.kernels = chosen.products
-        self.optimizer.zero_grad()
+        self.chosen, self.words = choose_kernels(those, self.backward, self.use)
+        self.use(self.chosen)
+        return self.optimizer.zero_grad()
 
     def enter(self) -> None:
         """What is set for a whole process, as this arm has it."""
-        set_kernels(self.kernels)
+        set_kernels(self.chosen.products)
         give_memory_back() if self.whose == DEFAULT else keep_memory()
 
     def step(self) -> float:
@@ -190,7 +203,9 @@ def give_memory_back() -> None:
         library.malloc_trim(0)
 
 
-def make_arms(name: str, asked: argparse.Namespace, folder: Path, wanted: tuple[str, ...] = ARMS) -> dict[str, Arm]:
+def make_arms(
+    name: str, asked: argparse.Namespace, folder: Path, wanted: tuple[str, ...] = ARMS, chosen: Kernels | None = None
+) -> dict[str, Arm]:
     """All from one file: those of transformers, and ours."""
     job, device = JOBS[name], asked.device
     kind = getattr(transformers, job.model)
@@ -201,10 +216,10 @@ def make_arms(name: str, asked: argparse.Namespace, folder: Path, wanted: tuple[
     batch = {key: value.to(device) for key, value in job.batch(config, torch.Generator().manual_seed(0)).items()}
     made = {}
     for whose in wanted:
-        model = conversion.load(folder) if whose == OURS else kind.from_pretrained(folder)
+        model = ours(folder) if whose == OURS else kind.from_pretrained(folder)
         options = {OURS: LEAN, TUNED: job.tuned, DEFAULT: {}}[whose]
         made[whose] = Arm(whose, model.to(device), batch, options, asked.precision)
-        made[whose].choose()
+        made[whose].choose(chosen)
     return made
 
 
@@ -240,9 +255,10 @@ def measured(name: str, asked: argparse.Namespace, folder: Path) -> dict[str, An
     for whose in (DEFAULT, TUNED):
         row[f"against_{whose}"] = against(seconds[whose], seconds[OURS])
     row |= of_the_peak(arms[OURS], row["seconds"][OURS])
+    chosen = {whose: arm.chosen for whose, arm in arms.items()}
     del arms
     gc.collect()
-    row["memory"] = {whose: memory_alone(name, whose, asked, folder) for whose in ARMS}
+    row["memory"] = {whose: memory_alone(name, whose, chosen[whose], asked, folder) for whose in ARMS}
     for whose in (DEFAULT, TUNED):
         row[f"memory_of_{whose}"] = row["memory"][OURS] / row["memory"][whose]
     return row
@@ -261,14 +277,15 @@ def of_the_peak(arm: Arm, seconds: float) -> dict[str, float]:
 # Memory, in a process of its own: most of it above what the process has after its imports
 
 
-def memory_alone(name: str, whose: str, asked: argparse.Namespace, folder: Path) -> int:
+def memory_alone(name: str, whose: str, chosen: Kernels, asked: argparse.Namespace, folder: Path) -> int:
     flags = ["--precision", asked.precision, "--device", asked.device, *(["--quick"] if asked.quick else [])]
     flags += ["--threads", str(asked.threads)]
-    command = [sys.executable, "-W", "ignore", RUN, "steps", name, *flags, "--memory_of", whose, str(folder)]
+    of = ["--memory_of", whose, str(folder), chosen.products, chosen.attention or ""]
+    command = [sys.executable, "-W", "ignore", RUN, "steps", name, *flags, *of]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def memory_here(name: str, whose: str, asked: argparse.Namespace, folder: Path) -> int:
+def memory_here(name: str, whose: str, chosen: Kernels, asked: argparse.Namespace, folder: Path) -> int:
     gc.collect()
     if asked.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -278,8 +295,7 @@ def memory_here(name: str, whose: str, asked: argparse.Namespace, folder: Path) 
         before = resident("VmRSS")
     if whose != DEFAULT:
         keep_memory()
-    arm = make_arms(name, asked, folder, (whose,))[whose]
-    set_kernels(arm.kernels)
+    arm = make_arms(name, asked, folder, (whose,), chosen)[whose]
     for _ in range(2):
         arm.step()
     if asked.device != "cpu":
@@ -320,15 +336,15 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory_of", nargs=4, help=argparse.SUPPRESS)
 
 
 def rows(name: str, asked: argparse.Namespace):
     precisions = asked.precision
     if asked.memory_of:
-        whose, folder = asked.memory_of
+        whose, folder, products, attention = asked.memory_of
         asked.precision = precisions[0]
-        print(memory_here(name, whose, asked, Path(folder)))
+        print(memory_here(name, whose, Kernels(products, attention or None), asked, Path(folder)))
         return
     for asked.precision in precisions:
         with tempfile.TemporaryDirectory() as folder:

@@ -66,3 +66,23 @@ def test_padding():
     assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
     pair = labelled_batch([(torch.tensor([MASK]), torch.tensor([9]))])
     assert pair["labels"].tolist() == [[9]]
+
+
+def test_many_rows_at_once():
+    """Shares as for single rows; words are chosen whole; a token is chosen by its own number alone."""
+    masking = Masking(0.2, vocab_size=5000)
+    ids = torch.randint(5, 5000, (40, 500), generator=generator(1))
+    ids[:, ::50] = 2  # a special token: never chosen
+    numbers = torch.rand(40, 1500, generator=generator(2))
+    read, labels = masking.rows(ids, numbers)
+    chosen = labels != IGNORED
+    assert torch.equal(labels[chosen], ids[chosen]) and not chosen[ids == 2].any()
+    assert abs(chosen.float().mean() - 0.2 * 0.98) < 0.01
+    masked, kept = (read == MASK) & chosen, (read == ids) & chosen
+    assert torch.equal(read[~chosen], ids[~chosen])
+    assert abs(masked.sum() / chosen.sum() - 0.8) < 0.02 and abs(kept.sum() / chosen.sum() - 0.1) < 0.02
+    one = masking.rows(ids[3:4], numbers[3:4])
+    assert torch.equal(one[0], read[3:4]) and torch.equal(one[1], labels[3:4])
+    words = (torch.arange(500) // 3 + 1).expand(40, -1)  # as rows count them: from 1
+    whole = masking.rows(ids.clamp(min=10), numbers, words)[1] != IGNORED
+    assert (whole[:, :498].view(40, -1, 3).float().std(-1) == 0).all() and 0.17 < whole.float().mean() < 0.23

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from triune.training.sampling import Key, MicroBatches, Plan, generator, permutation, step_keys
+from triune.training.sampling import Key, MicroBatches, Plan, generator, permutation, step_keys, uniforms
 
 
 def test_an_epoch_holds_every_sample_once():
@@ -75,3 +75,27 @@ def test_empty_data_is_refused():
     """No samples, one sentence."""
     with pytest.raises(ValueError, match="training set is empty"):
         MicroBatches(Plan(samples=0, per_device=1), 0, 0, 1)
+
+
+def test_uniforms_belong_to_their_sample():
+    """The same whatever stands beside it and however many are asked for; others elsewhere."""
+    keys = [Key(0, 3), Key(2, 3), Key(0, 4), Key(3, 0)]
+    together = uniforms(7, keys, 50)
+    for place, key in enumerate(keys):
+        assert torch.equal(uniforms(7, [key], 20)[0], together[place, :20])
+    rows = [*together, *uniforms(8, keys, 50), *uniforms(7, [Key(3, 2)], 50)]
+    assert len({tuple(row.tolist()) for row in rows}) == 9
+
+
+def test_uniforms_are_uniform():
+    """Of a million: each of a hundred parts has its share, neighbours in every direction are independent, and each
+    number of one epoch is independent of the same one of the next."""
+    numbers = torch.stack([uniforms(0, [Key(epoch, index) for index in range(1000)], 500) for epoch in range(2)])
+    assert 0 <= numbers.min() and numbers.max() < 1
+    counts = torch.histc(numbers, 100, 0, 1)
+    expected = numbers.numel() / 100
+    assert ((counts - expected) ** 2 / expected).sum() < 160  # chi squared with 99 degrees: 1 in 10,000 is above
+    centred = (numbers - 0.5) * 12**0.5
+    for shift in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)):
+        moved = centred.roll(shift, (0, 1, 2))
+        assert abs((centred * moved).mean()) < 5 / numbers.numel() ** 0.5

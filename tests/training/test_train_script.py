@@ -132,3 +132,25 @@ def test_the_script_alone():
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: no text to train on is named")
     assert "Traceback" not in done.stderr
+
+
+HELP = """
+import sys
+sys.argv = ["train.py", *sys.argv[1:]]
+sys.path.insert(0, "scripts")
+import train
+try:
+    train.main(sys.argv[1:])
+except SystemExit as stop:
+    print(stop.code)
+print([name for name in ("torch", "transformers", "datasets") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("flag", ["--help", "--max_steps=x"])
+def test_help_waits_for_nothing(flag):
+    """What takes seconds to import is not imported; nor for a value that is none."""
+    done = subprocess.run([sys.executable, "-c", HELP, flag], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    told = done.stdout + done.stderr
+    assert ("usage: train.py [recipe.yaml] [--flag value ...]" in told) and (flag == "--help" or "invalid int" in told)

@@ -129,9 +129,33 @@ class Row(NamedTuple):
 
 
 def make_row(ids: torch.Tensor, begins: torch.Tensor, words: torch.Tensor | None, key: Key) -> Row:
-    places = torch.arange(len(ids))
-    last = torch.where(begins, places, 0).cummax(0).values
-    return Row(ids.long(), places - last, None if words is None else words.long().cumsum(0), key)
+    return Row(*readings(ids, begins, words), key)
+
+
+def readings(ids: torch.Tensor, begins: torch.Tensor, words: torch.Tensor | None) -> tuple:
+    """Of one row or many: tokens, positions, and the numbers of words."""
+    places = torch.arange(ids.shape[-1])
+    last = torch.where(begins, places, 0).cummax(-1).values
+    return ids.long(), places - last, None if words is None else words.long().cumsum(-1)
+
+
+class Rows(NamedTuple):
+    """Some rows, (rows, length) each."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    words: torch.Tensor | None
+    keys: list[Key]
+
+    def each(self) -> list[Row]:
+        words = [None] * len(self.keys) if self.words is None else self.words
+        return [Row(*one) for one in zip(self.ids, self.positions, words, self.keys)]
+
+
+def together_rows(rows: list[Row]) -> Rows:
+    ids, positions, words, keys = zip(*rows)
+    stacked = None if words[0] is None else torch.stack(words)
+    return Rows(torch.stack(ids), torch.stack(positions), stacked, list(keys))
 
 
 def cut(stream: TokenStream, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -152,16 +176,29 @@ class PackedRows(Dataset):
             raise ValueError("the training text is empty: it has no tokens")
         self.stream, self.seed = stream, seed
         self.length = min(length, len(stream))
+        self.offsets: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.stream) // self.length
 
     def __getitem__(self, key: Key) -> Row:
+        return self.__getitems__([key]).each()[0]
+
+    def __getitems__(self, keys: list[Key]) -> Rows:
+        """Many at once: what a loader asks for."""
         total = len(self.stream)
-        offset = int(torch.randint(total, (), generator=generator(self.seed, key.epoch)))
-        places = (torch.arange(self.length) + offset + key.index * self.length) % total
+        starts = torch.tensor([(self.offset(key.epoch) + key.index * self.length) % total for key in keys])
+        places = starts[:, None] + torch.arange(self.length)
+        places -= total * (places >= total)  # the ring goes round
         words = None if self.stream.words is None else self.stream.words[places]
-        return make_row(self.stream.ids[places], self.stream.begins[places], words, key)
+        return Rows(*readings(self.stream.ids[places], self.stream.begins[places], words), list(keys))
+
+    def offset(self, epoch: int) -> int:
+        """Where an epoch begins to cut."""
+        if epoch not in self.offsets:
+            drawn = torch.randint(len(self.stream), (), generator=generator(self.seed, epoch))
+            self.offsets = {**self.offsets, epoch: int(drawn)}
+        return self.offsets[epoch]
 
 
 class StreamedRows(IterableDataset):

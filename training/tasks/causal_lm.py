@@ -5,7 +5,7 @@ from torch.utils.data import Dataset
 
 from triune.modeling.modeling_triune import TriuneForCausalLM
 from triune.training.collators import IGNORED, labelled_batch
-from triune.training.data.packing import Row, ScoredRow
+from triune.training.data.packing import Rows, ScoredRow
 from triune.training.memorisation import longest_copied_run
 from triune.training.metrics import Records, language_metrics
 from triune.training.sampling import generator
@@ -45,7 +45,7 @@ class CausalLanguageModeling(LanguageModeling):
         every = max(1, len(self.scored) // QUICK)
         return self.scored if full else torch.utils.data.Subset(self.scored, range(0, len(self.scored), every))
 
-    def packed_batch(self, rows: list[Row]) -> Batch:
+    def packed_batch(self, rows: Rows) -> Batch:
         batch = super().packed_batch(rows)
         # the first token of a document does not follow from the document before it
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["position_ids"] == 0, IGNORED)}

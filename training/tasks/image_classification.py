@@ -176,7 +176,7 @@ class ImageClassification(Task):
 
     def changed(self, samples: list[TrainingSample], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Floats between 0 and 1, and labels; soft ones where images are mixed."""
-        images = torch.stack([sample.pixels for sample in samples]).float() / 255
+        images = torch.stack([sample.pixels for sample in samples]).float().div_(255)
         images = self.augment.batch(images, torch.stack([sample.numbers for sample in samples]))
         if not self.mix:
             return images, labels

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from triune.training import figures
 from triune.training.arguments import Arguments
 from triune.training.data.baselines import unigram
-from triune.training.data.packing import PackedRows, Row, ScoredRows, StreamedRows, token_stream
+from triune.training.data.packing import PackedRows, Row, Rows, ScoredRows, StreamedRows, together_rows, token_stream
 from triune.training.data.text import Document
 from triune.training.data.text_sources import load_text, stream_text
 from triune.training.metrics import Records, language_metrics
@@ -123,15 +123,14 @@ class LanguageModeling(Task):
     def scored_batch(self, rows: list[Row]) -> Batch:
         raise NotImplementedError
 
-    def collate(self, samples: list) -> Batch:
-        return self.packed_batch(samples) if isinstance(samples[0], Row) else self.scored_batch(samples)
+    def collate(self, samples: Rows | list) -> Batch:
+        if isinstance(samples, Rows):
+            return self.packed_batch(samples)
+        return self.packed_batch(together_rows(samples)) if isinstance(samples[0], Row) else self.scored_batch(samples)
 
-    def packed_batch(self, rows: list[Row]) -> Batch:
+    def packed_batch(self, rows: Rows) -> Batch:
         """Rows without padding; the positions keep their documents apart."""
-        return {
-            "input_ids": torch.stack([row.ids for row in rows]),
-            "position_ids": torch.stack([row.positions for row in rows]),
-        }
+        return {"input_ids": rows.ids, "position_ids": rows.positions}
 
     # -- measuring
 

@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 from triune.modeling.modeling_triune import TriuneForMaskedLM
 from triune.training.arguments import Arguments
 from triune.training.collators import IGNORED, Masking, labelled_batch
-from triune.training.data.packing import Row, ScoredRows
-from triune.training.sampling import generator
+from triune.training.data.packing import Rows, ScoredRows
+from triune.training.sampling import generator, uniforms
 from triune.training.tasks.language import LanguageModeling
 from triune.training.tasks.task import Batch, Example
 
@@ -78,10 +78,9 @@ class MaskedLanguageModeling(LanguageModeling):
     def evaluation(self, full: bool) -> Dataset:
         return MaskedPasses(self.scored, self.eval_masking, full)
 
-    def packed_batch(self, rows: list[Row]) -> Batch:
-        seed = self.arguments.training.seed
-        pairs = [self.masking(row.ids, generator(seed, *row.key), row.words) for row in rows]
-        read, labels = (torch.stack(part) for part in zip(*pairs))
+    def packed_batch(self, rows: Rows) -> Batch:
+        numbers = uniforms(self.arguments.training.seed, rows.keys, 3 * rows.ids.shape[1])
+        read, labels = self.masking.rows(rows.ids, numbers, rows.words)
         return {**super().packed_batch(rows), "input_ids": read, "labels": labels}
 
     def scored_batch(self, rows: list[HiddenTokens]) -> Batch:

@@ -26,7 +26,7 @@ from triune.training import figures
 from triune.training.arguments import Arguments
 from triune.training.collators import SpanCorruption, padded
 from triune.training.data.baselines import unigram
-from triune.training.data.packing import PackedRows, Row, token_stream
+from triune.training.data.packing import PackedRows, Rows, token_stream
 from triune.training.metrics import Records, language_metrics, some
 from triune.training.sampling import Key, generator
 from triune.training.tasks.language import LanguageModeling
@@ -127,9 +127,10 @@ class SpanCorruptionModeling(LanguageModeling):
     def evaluation(self, full: bool) -> HeldOutRows:
         return HeldOutRows(self.held_out, self.eval_corrupt, full)
 
-    def packed_batch(self, rows: list[Row]) -> Batch:
+    def packed_batch(self, rows: Rows) -> Batch:
         seed = self.arguments.training.seed
-        return self.scored_batch([Corrupted(*self.corrupt(row.ids, generator(seed, *row.key))) for row in rows])
+        pairs = [self.corrupt(row.ids, generator(seed, *row.key)) for row in rows.each()]
+        return self.scored_batch([Corrupted(*pair) for pair in pairs])
 
     def scored_batch(self, rows: list[Corrupted]) -> Batch:
         labels = torch.stack([row.target for row in rows])

@@ -1,0 +1,105 @@
+"""A race to a loss: nanoGPT's public configuration for a processor, and the best recipe of as many parameters.
+
+    python benchmarks/race.py text.txt [--seeds 0 1 2] [--name shakespeare]
+
+The first 90 % of the text are trained on, the last 10 % are held out, as nanoGPT does it. Both recipes
+(`benchmarks/race/*.yaml`) run by turns on this machine; time is that of training, without evaluations. What counts is
+the time at which the held-out loss is what the first recipe ends with, and the loss after as much time. Written into
+`benchmarks/results/race.json`, with the hash of the text, which is not part of this repository.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from triune.training.environment import processor
+from triune.training.report import replace
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "race.json"
+RECIPES = {name: ROOT / "benchmarks" / "race" / f"{name}.yaml" for name in ("nanogpt", "best")}
+
+
+def split(text: str, folder: Path) -> list[str]:
+    """The flags that name both parts."""
+    place = int(0.9 * len(text))
+    flags = []
+    for name, part in (("train", text[:place]), ("validation", text[place:])):
+        file = folder / f"{name}.txt"
+        file.write_text(part, encoding="utf-8")
+        flags += [f"--{name}_file", str(file)]
+    return flags
+
+
+def run(name: str, seed: int, flags: list[str], folder: Path) -> dict[str, Any]:
+    """Its curve, (seconds of training, loss on some of the held-out rows), and at the end the loss on all of them."""
+    place = folder / f"{name}-{seed}"
+    words = [str(RECIPES[name]), *flags, "--seed", str(seed), "--output_dir", str(place)]
+    command = [sys.executable, "scripts/train.py", *words, "--resume_from_checkpoint", "no"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    records = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    curve = [(record["seconds"], record["loss"]) for record in evaluations if not record["full"]]
+    page = json.loads((place / "environment.json").read_text())
+    return {"curve": curve, "final": evaluations[-1]["loss"], "seconds": curve[-1][0], "kernels": page["kernels"]}
+
+
+def reached(curve: list[tuple[float, float]], loss: float) -> float | None:
+    """The seconds at which a curve comes down to a loss, on the line between two evaluations."""
+    for (earlier, above), (later, below) in itertools.pairwise(curve):
+        if below <= loss:
+            return earlier + (later - earlier) * (above - loss) / max(above - below, 1e-9)
+    return None
+
+
+def at(curve: list[tuple[float, float]], seconds: float) -> float:
+    """The last loss up to a time."""
+    return [loss for time, loss in curve if time <= seconds][-1]
+
+
+def race(text: str, seeds: list[int]) -> dict[str, Any]:
+    found: dict[str, list[dict]] = {name: [] for name in RECIPES}
+    with tempfile.TemporaryDirectory() as folder:
+        flags = split(text, Path(folder))
+        for place, seed in enumerate(seeds):
+            for name in RECIPES if place % 2 == 0 else reversed(RECIPES):
+                found[name].append(run(name, seed, flags, Path(folder)))
+                print(f"{name}, seed {seed}: {found[name][-1]['final']}", flush=True)
+    pairs = list(zip(found["nanogpt"], found["best"]))
+    times = [reached(ours["curve"], theirs["curve"][-1][1]) for theirs, ours in pairs]
+    return {
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "characters": len(text),
+        "runs": found,
+        "share_of_time": [None if one is None else one / theirs["seconds"] for one, (theirs, _) in zip(times, pairs)],
+        "at_equal_time": [at(ours["curve"], theirs["seconds"]) for theirs, ours in pairs],
+        "machine": processor(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--name", help="of the text, in the results; default: its file's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    asked = parser.parse_args()
+    result = race(asked.text.read_text(encoding="utf-8"), asked.seeds)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    replace(RESULTS, json.dumps(kept | {asked.name or asked.text.stem: result}, indent=1) + "\n")
+    for name, runs in result["runs"].items():
+        loss, seconds = (statistics.median(one[what] for one in runs) for what in ("final", "seconds"))
+        print(f"{name}: {loss:.3f} after {seconds:.0f} s")
+    print("share of the time to the same loss:", result["share_of_time"])
+
+
+if __name__ == "__main__":
+    main()

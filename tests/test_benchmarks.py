@@ -1,0 +1,57 @@
+"""What `benchmarks/run.py` measures is what the documents say, and it runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "benchmarks" / "run.py"
+MEASURED = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
+SUITES = ("steps", "generation", "data", "startup", "checkpoint", "scaling", "growth")
+
+
+def run(*words: str) -> str:
+    return subprocess.run([sys.executable, RUN, *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_page_shows_what_was_measured():
+    """Every table of `docs/performance.md` is what the script makes of its file."""
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    tables = run("--table").strip().split("\n\n")
+    assert len(tables) == len(MEASURED)
+    for table in tables:
+        assert table in page
+
+
+def test_rows_are_no_void():
+    """Both computed the same."""
+    assert all(row["agree"] for row in MEASURED["steps"])
+    assert all(row["same_tokens"] for row in MEASURED["generation"])
+
+
+def test_an_unknown_name_is_told():
+    for words, told in ((["speed"], "there is no suite 'speed'"), (["steps", "bert"], "steps has no job 'bert'")):
+        done = subprocess.run([sys.executable, RUN, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and f"error: {told}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_runs(suite):
+    """On small models, without writing."""
+    before = (ROOT / "benchmarks" / "results" / "speed.json").read_bytes()
+    lines = run(suite, "--quick", "--busy", "--rounds", "2").splitlines()
+    assert lines and all(line.startswith("| ") and "void" not in line for line in lines)
+    assert (ROOT / "benchmarks" / "results" / "speed.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("steps", "t5", "--precision", "bf16"), ("generation", "4M")], ids=" ".join)
+def test_nothing_has_become_slower(words):
+    """The tripwire: a ratio that was committed, measured again, has not dropped by more than a tenth. `--check`
+    without names does all of them, which takes the better part of an hour."""
+    run(*words, "--check", "--busy")

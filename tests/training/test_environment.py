@@ -1,0 +1,102 @@
+"""What a run chooses by time, and what it sets for the process."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from triune.training import environment
+from triune.training.environment import ONEDNN, TORCH, Kernels, candidates, choose_kernels, set_kernels
+
+
+FASTER = {
+    "what is there, if nothing gains much": ((1.0, 0.98, 1.3, 0.97), Kernels(TORCH, "sdpa")),
+    "attention step by step": ((1.0, 0.7, 1.3, 0.9), Kernels(TORCH, "eager")),
+    "two that gain only together": ((1.0, 1.0, 1.3, 0.6), Kernels(ONEDNN, "eager")),
+}
+
+
+@pytest.mark.parametrize("case", FASTER)
+def test_the_fastest_is_chosen(case, monkeypatch):
+    """Of all four together; the words tell what the others take."""
+    times, wanted = FASTER[case]
+    those = [Kernels(products, attention) for products in (TORCH, ONEDNN) for attention in ("sdpa", "eager")]
+    used = []
+    monkeypatch.setattr(environment, "seconds", lambda *given: times[those.index(used[-1])])
+    chosen, words = choose_kernels(those, lambda: None, used.append)
+    assert chosen == wanted and used == 3 * those  # by turns
+    assert words.startswith(f"{wanted.products} and {wanted.attention} attention (a step takes ")
+    for one, took in zip(those, times):
+        assert one == wanted or f"{took / times[those.index(wanted)]:.2f} with {one.words()}" in words
+
+
+def test_one_alone_is_not_timed():
+    def fail():
+        raise AssertionError("nothing is to be chosen")
+
+    assert choose_kernels([Kernels()], fail, fail) == (Kernels(), TORCH)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_is_not_exact_is_no_candidate(exact, monkeypatch, as_found):
+    """The switch is set while it is measured, and not afterwards."""
+    seen = []
+
+    def error():
+        seen.append(torch.get_float32_matmul_precision())
+        return 1e-7 if exact else 1e-3
+
+    monkeypatch.setattr(environment, "product_error", error)
+    those = candidates(True, ("sdpa", "eager"))
+    assert seen == ["medium"] and torch.get_float32_matmul_precision() == "highest"
+    assert [one.products for one in those] == [TORCH, TORCH] + [ONEDNN, ONEDNN] * exact
+    assert candidates(False, ()) == [Kernels()]
+
+
+def test_words_of_a_recorded_run_set_the_same(as_found):
+    for words, precision in ((f"{ONEDNN} and eager attention (a step takes ...)", "medium"), (TORCH, "highest")):
+        set_kernels(words)
+        assert torch.get_float32_matmul_precision() == precision
+
+
+def test_slow_steps_are_timed_twice(monkeypatch):
+    """What one turn takes may be chance; more than two would keep a large model waiting."""
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(environment.time, "perf_counter", lambda: next(clock))
+    used = []
+    choose_kernels([Kernels(TORCH), Kernels(ONEDNN)], lambda: None, used.append)
+    assert used == 2 * [Kernels(TORCH), Kernels(ONEDNN)]
+
+
+FAULTS = """
+import resource, sys
+import torch
+from triune.training.environment import keep_memory
+
+if sys.argv[1] == "kept":
+    keep_memory()
+
+def step():
+    large = torch.empty(30_000_000).fill_(1.0)
+    small = [torch.empty(3_000_000).fill_(1.0) for _ in range(8)]
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults of glibc's memory")
+def test_memory_is_kept():
+    """Pages that the system has to clear anew in five steps: thousands, or next to none."""
+    faults = {
+        how: int(
+            subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout
+        )
+        for how in ("given back", "kept")
+    }
+    assert faults["kept"] < 500 and faults["given back"] > 20 * max(faults["kept"], 100)
