@@ -40,7 +40,7 @@ SUITES = {
 }
 
 
-def parser(suite) -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("suite", nargs="?", help=f"of {', '.join(SUITES)}; default: all of them")
     made.add_argument("jobs", nargs="*", help="of the suite; default: all of them")
@@ -52,8 +52,7 @@ def parser(suite) -> argparse.ArgumentParser:
     made.add_argument("--busy", action="store_true", help="measure whatever else the machine does")
     made.add_argument("--check", action="store_true", help="write nothing; fail where a ratio has dropped by a tenth")
     made.add_argument("--table", action="store_true", help="measure nothing, show what was measured")
-    for one in SUITES.values():
-        getattr(one, "flags", lambda made: None)(made)
+    steps.flags(made)
     return made
 
 
@@ -90,7 +89,7 @@ def note(suite: str, row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    asked = parser(SUITES).parse_args()
+    asked = parser().parse_args()
     if asked.suite and asked.suite not in SUITES:
         sys.exit(f"error: there is no suite {asked.suite!r}; there are {', '.join(SUITES)}")
     names = [asked.suite] if asked.suite else list(SUITES)

@@ -9,6 +9,7 @@ The tokens are those that transformers' loop gives; whatever it can do beyond th
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
 KNOWN = {"attention_mask", "past_key_values", "use_cache", "logits_to_keep", "position_ids", "cache_position"}
-UNASKED = ("return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "output_logits")
+UNASKED = (
+    *("return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("prefill_chunk_size", "is_assistant"),
+)
 
 
 class RoomyLayer(DynamicLayer):
@@ -51,8 +55,11 @@ def with_room(cache: DynamicCache) -> DynamicCache:
     return cache
 
 
-def can_decode(model: nn.Module, input_ids: torch.Tensor, generation_config, synced_gpus: bool, given: dict) -> bool:
-    """Whether a request is plain: on a processor, without padding, from an empty cache, for tokens alone."""
+def can_decode(
+    model: nn.Module, input_ids: torch.Tensor, stop, generation_config, synced_gpus: bool, given: dict
+) -> bool:
+    """Whether a request is plain: on a processor, of a known length, without padding, from an empty cache, for tokens
+    alone."""
     cache, mask = given.get("past_key_values"), given.get("attention_mask")
     return (
         input_ids.device.type == "cpu"
@@ -62,10 +69,22 @@ def can_decode(model: nn.Module, input_ids: torch.Tensor, generation_config, syn
         and type(cache) is DynamicCache
         and not cache.get_seq_length()
         and not any(getattr(generation_config, name, False) for name in UNASKED)
+        and getattr(stop, "max_length", None) is not None
         and (mask is None or (mask.dim() == 2 and bool(mask.all())))
+        and in_order(given.get("position_ids"), input_ids.shape[1])
+        and drops_what_windows_do_not_see(cache, model.config)
         and model.config._attn_implementation in ("sdpa", "eager")
         and whole(model)
     )
+
+
+def in_order(position_ids: torch.Tensor | None, length: int) -> bool:
+    return position_ids is None or bool((position_ids == torch.arange(length)).all())
+
+
+def drops_what_windows_do_not_see(cache: DynamicCache, config) -> bool:
+    """A cache that was made without the configuration keeps all, and a mask has to hide it."""
+    return len(cache.layers) == len(config.layer_types) or set(config.layer_types) == {"full_attention"}
 
 
 def whole(model: nn.Module) -> bool:
@@ -79,8 +98,8 @@ def whole(model: nn.Module) -> bool:
 def decode(model: nn.Module, input_ids: torch.Tensor, process, stop, generation_config, cache: DynamicCache, streamer):
     """The tokens of `input_ids`, and those that follow. `process` and `stop` are transformers'."""
     batch, length = input_ids.shape
-    most = getattr(stop, "max_length", None) or generation_config.max_length
-    tokens = input_ids.new_empty(batch, max(most, length + 1))
+    most = max(stop.max_length, length + 1)
+    tokens = input_ids.new_empty(batch, most)
     tokens[:, :length] = input_ids
     pad = getattr(generation_config, "_pad_token_tensor", None)
     ends = any(hasattr(one, "eos_token_id") for one in stop)
@@ -157,11 +176,12 @@ def worth_copies(one: nn.Linear, tokens: int) -> bool:
     begun = time.perf_counter()
     turned = by_columns(one.weight)
     copying = time.perf_counter() - begun
-    gained = fastest(lambda: nn.functional.linear(x, one.weight)) - fastest(lambda: nn.functional.linear(x, turned))
-    return tokens * gained > 2 * copying
+    own, other = (seconds(lambda weight=weight: nn.functional.linear(x, weight), 3) for weight in (one.weight, turned))
+    return tokens * (own - other) > 2 * copying
 
 
-def fastest(work: Callable[[], torch.Tensor], times: int = 3) -> float:
+def seconds(work: Callable[[], Any], times: int) -> float:
+    """The fastest of some times."""
     best = float("inf")
     for _ in range(times):
         start = time.perf_counter()

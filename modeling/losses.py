@@ -15,6 +15,18 @@ def check_labels(labels: torch.Tensor, shape: tuple[int, ...], meaning: str) -> 
         raise ValueError(f"labels must have shape {meaning} = {tuple(shape)}, got {tuple(labels.shape)}")
 
 
+def asked(labels: torch.Tensor | None, loss_only: bool) -> torch.Tensor | None:
+    """Whose hidden states the loss reads, where nothing else is to be computed: as `wanted` of a stack."""
+    return labels != IGNORED if loss_only and labels is not None else None
+
+
+def shifted(labels: torch.Tensor | None, shift_labels: torch.Tensor | None = None) -> torch.Tensor | None:
+    """What each position is to predict, the next label, and the last one nothing."""
+    if shift_labels is not None or labels is None:
+        return shift_labels
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED)
+
+
 def mean_over(total: torch.Tensor, own_count: torch.Tensor | int, given_count: torch.Tensor | int | None):
     """A sum, divided by what the trainer counted over all micro-batches, or else by what was counted here."""
     count = own_count if given_count is None else given_count

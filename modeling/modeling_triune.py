@@ -26,7 +26,16 @@ from triune.configuration.configuration_triune import TriuneConfig
 
 from .decoding import can_decode, decode
 from .heads import CLASSIFIERS, TRANSFORMS, NoPooler, Pooler, Softcap, keep_positions
-from .losses import IGNORED, classification_loss, cross_entropy, lean_loss, next_token_loss, token_loss
+from .losses import (
+    IGNORED,
+    asked,
+    classification_loss,
+    cross_entropy,
+    lean_loss,
+    next_token_loss,
+    shifted,
+    token_loss,
+)
 from .norms import NORMS
 from .parts import build
 from .selection import placed
@@ -162,10 +171,6 @@ class TriuneLanguageModel(TriunePreTrainedModel):
             return logits, None
         return logits, self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
 
-    def wanted(self, labels: torch.Tensor | None, loss_only: bool, **kwargs) -> torch.Tensor | None:
-        """Whose hidden states the loss reads, where nothing else is asked for."""
-        return labels != IGNORED if loss_only and labels is not None else None
-
     def lean_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs) -> torch.Tensor:
         parts = (self.transform, self.lm_head, self.softcap)
         return lean_loss(hidden_states, labels, *parts, num_items_in_batch)
@@ -197,7 +202,7 @@ class TriuneForMaskedLM(TriuneLanguageModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            wanted=self.wanted(labels, loss_only),
+            wanted=asked(labels, loss_only),
             **kwargs,
         )
         logits, loss = self.answer(outputs.last_hidden_state, labels, loss_only, **kwargs)
@@ -258,7 +263,7 @@ class TriuneForPreTraining(TriuneLanguageModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            wanted=self.wanted(labels, loss_only),
+            wanted=asked(labels, loss_only),
             **kwargs,
         )
         logits, loss = self.answer(outputs.last_hidden_state, labels, loss_only, **kwargs)
@@ -302,15 +307,8 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         self.loss_function = next_token_loss
         self.post_init()
 
-    def wanted(self, labels: torch.Tensor | None, loss_only: bool, shift_labels=None, **kwargs) -> torch.Tensor | None:
-        if loss_only and shift_labels is None and labels is not None:
-            shift_labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
-        return super().wanted(shift_labels, loss_only)
-
     def lean_loss(self, hidden_states, labels, num_items_in_batch=None, shift_labels=None, **kwargs) -> torch.Tensor:
-        if shift_labels is None and labels is not None:
-            hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]
-        return super().lean_loss(hidden_states, shift_labels, num_items_in_batch)
+        return super().lean_loss(hidden_states, shifted(labels, shift_labels), num_items_in_batch)
 
     def _sample(
         self,
@@ -323,7 +321,7 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
         **model_kwargs,
     ):
         """The loop of `generate` without beams: our own where it can, which gives the same tokens in less time."""
-        if can_decode(self, input_ids, generation_config, synced_gpus, model_kwargs):
+        if can_decode(self, input_ids, stopping_criteria, generation_config, synced_gpus, model_kwargs):
             cache = model_kwargs["past_key_values"]
             return decode(self, input_ids, logits_processor, stopping_criteria, generation_config, cache, streamer)
         given = {"synced_gpus": synced_gpus, "streamer": streamer, **model_kwargs}
@@ -361,7 +359,7 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             token_type_ids=token_type_ids,
-            wanted=self.wanted(labels, loss_only, **kwargs),
+            wanted=asked(shifted(labels, kwargs.get("shift_labels")), loss_only),
             **kwargs,
         )
         kept = keep_positions(outputs.last_hidden_state, logits_to_keep)
@@ -505,7 +503,7 @@ class TriuneForTokenClassification(TriunePreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            wanted=labels != IGNORED if loss_only and labels is not None else None,
+            wanted=asked(labels, loss_only),
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)

@@ -25,7 +25,7 @@ from triune.configuration.configuration_triune import TriuneConfig
 from triune.configuration.configuration_triune_seq2seq import TriuneSeq2SeqConfig
 
 from .heads import keep_positions
-from .losses import IGNORED, lean_loss, token_loss
+from .losses import IGNORED, asked, lean_loss, token_loss
 from .modeling_triune import TriuneModel, build_lm_head
 from .selection import placed
 from .transformer import Attention, CrossAttention, Transformer, TransformerLayer, TriunePreTrainedModel
@@ -267,7 +267,7 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             token_type_ids=token_type_ids,
-            wanted=labels != IGNORED if loss_only and labels is not None else None,
+            wanted=asked(labels, loss_only),
             **kwargs,
         )
         hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .selection import EVERYTHING, Tokens
+
 
 class Residual(nn.Module):
     """Dropout, then stochastic depth: in training the whole branch of a sample is left out with probability
@@ -13,11 +15,11 @@ class Residual(nn.Module):
         super().__init__()
         self.dropout, self.drop_path = dropout, drop_path
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: torch.Tensor, tokens: Tokens = EVERYTHING) -> torch.Tensor:
         y = F.dropout(y, self.dropout, self.training)
         if not self.training or self.drop_path == 0.0:
             return y
-        kept = torch.rand(y.shape[0], 1, 1, device=y.device) >= self.drop_path
+        kept = tokens.random(y) >= self.drop_path
         return y * kept.to(y.dtype) / (1.0 - self.drop_path)
 
     def extra_repr(self) -> str:
@@ -32,8 +34,8 @@ class ScaledResidual(Residual):
         self.init = init
         self.scale = nn.Parameter(torch.empty(hidden_size))
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
-        return super().forward(y * self.scale)
+    def forward(self, y: torch.Tensor, tokens: Tokens = EVERYTHING) -> torch.Tensor:
+        return super().forward(y * self.scale, tokens)
 
 
 RESIDUALS: dict[str, type[Residual]] = {"plain": Residual, "layer_scale": ScaledResidual}

@@ -22,6 +22,10 @@ class Everything:
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
+    def random(self, x: torch.Tensor) -> torch.Tensor:
+        """A uniform number for each sample, to stand beside each of its tokens: (batch, 1, 1)."""
+        return torch.rand(len(x), 1, 1, device=x.device)
+
 
 class Selection:
     """Some of its tokens, by a mask (batch, length)."""
@@ -39,7 +43,12 @@ class Selection:
         rows = x.new_zeros(self.shape.numel(), *x.shape[2:])
         return rows.index_copy(0, self.places, x[0]).unflatten(0, self.shape)
 
+    def random(self, x: torch.Tensor) -> torch.Tensor:
+        """The same numbers, (1, tokens, 1)."""
+        return torch.rand(self.shape[0], 1, 1, device=x.device)[self.places // self.shape[1]].transpose(0, 1)
 
+
+Tokens = Everything | Selection
 EVERYTHING = Everything()
 
 
@@ -52,7 +61,7 @@ def placed(wanted: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
     return wanted.to(x.device).expand(x.shape[:2])
 
 
-def select(wanted: torch.Tensor | None, attention_mask: torch.Tensor | None):
+def select(wanted: torch.Tensor | None, attention_mask: torch.Tensor | None) -> tuple[Tokens, Tokens]:
     """What the layers compute, and what the last one does, where `wanted` (batch, length) is read: padding too, if it
     is read. A compiler wants shapes that do not depend on the data: it computes everything."""
     if wanted is None or torch.compiler.is_compiling():
@@ -70,6 +79,6 @@ def select(wanted: torch.Tensor | None, attention_mask: torch.Tensor | None):
     return given, last
 
 
-def narrow(x: torch.Tensor, given, last) -> torch.Tensor:
+def narrow(x: torch.Tensor, given: Tokens, last: Tokens) -> torch.Tensor:
     """From what a layer is given to what it gives."""
     return x if given is last else last.pick(given.spread(x))

@@ -39,10 +39,9 @@ from .norms import NORMS
 from .parts import build
 from .positions import POSITIONS, Frame
 from .residuals import RESIDUALS, ScaledResidual
-from .selection import EVERYTHING, Everything, Selection, narrow, select
+from .selection import EVERYTHING, Tokens, narrow, select
 
 
-Tokens = Everything | Selection
 BIASED_KERNELS = ("eager", "sdpa", "flex_attention")  # those that take an addend to the scores
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,14 +256,17 @@ class CrossBranch(nn.Module):
         self.residual = residual
         self.attn.o_proj.ends_branch = True
 
-    def forward(self, hidden_states: torch.Tensor, *source) -> torch.Tensor:
-        return self.add(hidden_states, self.norm, lambda x: self.residual(self.attn(x, *source)[0]))
+    def forward(self, hidden_states: torch.Tensor, tokens: Tokens, *source) -> torch.Tensor:
+        def attend(x):
+            return self.residual(self.attn(x, *source, tokens=tokens)[0], tokens)
+
+        return self.add(hidden_states, self.norm, attend)
 
 
 class NoCrossBranch(nn.Module):
     """A stack that reads nothing but its own input."""
 
-    def forward(self, hidden_states: torch.Tensor, *source) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, tokens: Tokens, *source) -> torch.Tensor:
         return hidden_states
 
 
@@ -309,13 +311,13 @@ class TransformerLayer(GradientCheckpointingLayer):
             kwargs["position_bias"] = position_bias
 
         def attend(x):
-            return self.attn_residual(self.self_attn(x, **kwargs)[0])
+            return self.attn_residual(self.self_attn(x, **kwargs)[0], gives)
 
         def transform(x):
-            return self.mlp_residual(self.mlp(x))
+            return self.mlp_residual(self.mlp(x), gives)
 
         hidden_states = self.add(hidden_states, self.attn_norm, attend, lambda x: narrow(x, given, gives))
-        hidden_states = self.cross(hidden_states, source, source_mask, past_key_values, gives)
+        hidden_states = self.cross(hidden_states, gives, source, source_mask, past_key_values)
         return self.add(hidden_states, self.mlp_norm, transform)
 
 

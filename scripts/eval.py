@@ -72,7 +72,7 @@ def evaluate(model: str, arguments: Arguments, config: FamilyConfig, quiet: bool
     for text in task.describe():
         console.line("data", text)
     check_classes(task, config)
-    as_trained = page if settings.fast_fp32 == "auto" else {}
+    as_trained = page if settings.fast_fp32 == "auto" and accelerator.device.type == "cpu" else {}
     attention = arguments.model.attn_implementation or as_trained.get("attention")
     network = load_model(model, task.head, attention).to(accelerator.device)
     task.prepare(network.config)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from triune.modeling.decoding import seconds
+
 
 CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub")
@@ -28,16 +30,6 @@ def processor() -> str:
     cores = os.cpu_count()
     name = named[0] if named else platform.processor() or platform.machine()
     return f"{name}, {cores} core{'s' if cores != 1 else ''}"
-
-
-def seconds(work, times: int) -> float:
-    """The fastest of some times."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,8 +147,8 @@ def choose_kernels(
             break
     best = min(times, key=times.__getitem__)
     best = first if times[first] < GAIN * times[best] else best
-    others = ", ".join(f"{times[one] / times[best]:.2f} with {one.words()}" for one in times if one != best)
-    return best, f"{best.words()} (a step takes {others} times as long)"
+    others = (f"{times[one] / times[best]:.2f} times as long with {one.words()}" for one in times if one != best)
+    return best, f"{best.words()} (a step takes {', '.join(others)})"
 
 
 def set_kernels(chosen: str) -> None:

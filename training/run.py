@@ -219,13 +219,13 @@ def kernels_for(loop: Loop, recorded: dict[str, Any], batch: dict, work: Callabl
         if kernels.attention:
             model.set_attn_implementation(kernels.attention)
 
-    those = [Kernels()]
-    if choice == "auto" and accelerator.device.type == "cpu":
-        free = loop.arguments.model.attn_implementation is None and longest_row(model.config, batch) <= SHORT
-        those = candidates(accelerator.mixed_precision == "no", ("sdpa", "eager") if free else ())
-    if "kernels" in recorded:
+    if choice == "no" or accelerator.device.type != "cpu":
+        chosen, words = Kernels(), Kernels().words()
+    elif "kernels" in recorded:
         chosen, words = Kernels(recorded["kernels"], recorded.get("attention")), recorded["kernels"]
     else:
+        free = loop.arguments.model.attn_implementation is None and longest_row(model.config, batch) <= SHORT
+        those = candidates(accelerator.mixed_precision == "no", ("sdpa", "eager") if free else ())
         chosen, words = agreed(choose_kernels(those, work, use))
     use(chosen)
     return chosen, words
@@ -268,7 +268,8 @@ def carry_out(loop: Loop, checkpoint: Path | None, page: dict[str, Any]) -> dict
         loop.progress.step if checkpoint else None,
     )
     try:
-        result = loop.run()
+        with loop.writer:
+            result = loop.run()
     except Interrupted as stop:
         console.note(f"interrupted at step {stop.step}, after a checkpoint: the same command goes on from there")
         raise

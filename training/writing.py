@@ -16,13 +16,19 @@ class Writer:
     """One thing after the other, in the order in which they came.
 
     What fails is raised by the next call, and at the latest by `wait`. Where memory has no room for a copy, it is
-    written at once.
+    written at once. Used with `with`, nothing is left behind that still writes, however the block ends.
     """
 
     def __init__(self, copies: bool):
         self.copies = copies  # whether tensors are those that training changes, and not fetched from a device
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.ahead: deque[Future] = deque()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.pool.shutdown()
 
     def write(self, files: Iterable[dict[str, torch.Tensor]], work: Callable[[], None]) -> None:
         """`work` writes `files`, whose tensors are replaced by copies."""

@@ -78,13 +78,23 @@ def test_the_same_tokens(name, request_, batch, calls, monkeypatch):
         {"use_cache": False},
         {"cache_implementation": "static"},
         {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]])},
+        {"position_ids": torch.tensor([[3, 4, 5, 6, 7, 8]])},
+        {"prefill_chunk_size": 3},
     ],
-    ids=["beams", "more than tokens", "no cache", "another cache", "padding"],
+    ids=["beams", "more than tokens", "no cache", "another cache", "padding", "other positions", "parts of a prompt"],
 )
 def test_what_is_left_to_transformers(other, calls):
     model, ids = model_of("gpt2"), torch.randint(8, 60, (1, 6))
     model.generate(ids, **{"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, **other})
     assert not calls
+
+
+def test_a_cache_that_keeps_what_a_window_hides(calls, monkeypatch):
+    """Made without the configuration it has no windows: the mask is needed."""
+    model, ids = model_of("windows"), torch.randint(8, 60, (1, 6))
+    found = written(model, ids, do_sample=False, past_key_values=DynamicCache())
+    assert not calls
+    assert torch.equal(found, written(model, ids, do_sample=False)) and calls
 
 
 def test_where_someone_listens(calls):
@@ -133,7 +143,7 @@ def test_weights_are_as_they_were(calls):
 def test_copies_must_pay(own, turned, tokens, wanted, monkeypatch):
     """What a token gains by them, times the tokens, against what they cost."""
     times = iter([own, turned])
-    monkeypatch.setattr(decoding, "fastest", lambda work: next(times))
+    monkeypatch.setattr(decoding, "seconds", lambda work, count: next(times))
     assert decoding.worth_copies(torch.nn.Linear(400, 3000), tokens) == wanted
 
 

@@ -15,6 +15,7 @@ from triune.modeling import (
     TriuneModel,
 )
 from triune.modeling.losses import IGNORED
+from triune.modeling.residuals import Residual
 from triune.modeling.selection import Selection
 
 
@@ -108,6 +109,29 @@ def test_the_work_that_is_done(name):
     seen.clear()
     model(**batch)
     assert seen == [48, 48, 48]
+
+
+@pytest.mark.parametrize("name", ["masked", "text to text", "images"])
+def test_stochastic_depth_is_of_samples(name):
+    """The branches that are left out are those of the same samples, however their tokens lie."""
+    model, batch = model_and_batch(name, "right")
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "dropout"):
+            module.dropout = 0.0 if isinstance(module.dropout, float) else module.dropout
+        if isinstance(module, Residual):
+            module.drop_path = 0.5
+    found = []
+    for options in ({}, {"loss_only": True}):
+        torch.manual_seed(3)
+        found.append(of(model, batch, **options))
+    (wanted, gradients), (loss, own) = found
+    torch.testing.assert_close(loss, wanted, atol=1e-6, rtol=1e-6)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(own[key], gradient, atol=3e-6, rtol=1e-4, msg=key)
+    torch.manual_seed(4)
+    assert of(model, batch)[0] != wanted
 
 
 @pytest.mark.parametrize("name", ["masked", "causal"])

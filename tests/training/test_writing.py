@@ -1,6 +1,7 @@
 """Checkpoints behind the training: copies, order, failures."""
 
 import threading
+import time
 
 import psutil
 import pytest
@@ -55,6 +56,16 @@ def test_a_failure_is_raised(call):
         getattr(writer, call)(*([[], lambda: None] if call == "write" else []))
     writer.write([], lambda: None)  # and the next one is written
     writer.wait()
+
+
+def test_nothing_is_left_behind_that_still_writes():
+    """However a run ends: the next one may begin in the same folder."""
+    written = []
+    with pytest.raises(KeyboardInterrupt), Writer(copies=True) as writer:
+        writer.write([], lambda: time.sleep(0.2))
+        writer.write([], lambda: written.append("the last one"))
+        raise KeyboardInterrupt
+    assert written == ["the last one"]
 
 
 def test_without_room_it_is_written_at_once(monkeypatch):

@@ -197,7 +197,7 @@ class PackedRows(Dataset):
         """Where an epoch begins to cut."""
         if epoch not in self.offsets:
             drawn = torch.randint(len(self.stream), (), generator=generator(self.seed, epoch))
-            self.offsets = {**self.offsets, epoch: int(drawn)}
+            self.offsets[epoch] = int(drawn)
         return self.offsets[epoch]
 
 
