@@ -6,14 +6,11 @@ and for the time of a long text the weights of linear maps lie in the order in w
 The tokens are those that transformers' loop gives; whatever it can do beyond this is left to it.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from .single_rows import one_row_at_a_time
 
 
 KNOWN = {"attention_mask", "past_key_values", "use_cache", "logits_to_keep", "position_ids", "cache_position"}
@@ -105,7 +102,7 @@ def decode(model: nn.Module, input_ids: torch.Tensor, process, stop, generation_
     ends = any(hasattr(one, "eos_token_id") for one in stop)
     going_on = torch.ones(batch, dtype=torch.bool)
     logits = model(input_ids, past_key_values=with_room(cache), use_cache=True, logits_to_keep=1).logits[:, -1]
-    with reading_order(model, most - length if batch == 1 else 0):
+    with one_row_at_a_time(model, most - length if batch == 1 else 0):
         while True:
             scores = process(tokens[:, :length], logits.float())
             chosen = draw(scores) if generation_config.do_sample else scores.argmax(-1)
@@ -137,54 +134,3 @@ def next_logits(model: nn.Module, token: torch.Tensor, cache: DynamicCache) -> t
     for layer, kind in zip(stack.layers, stack.config.layer_types):
         x = layer(x, biases[kind], attention_mask=None, rotation=rotations[kind], past_key_values=cache)
     return model.logits_of(stack.norm(x))[:, -1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The order in which weights are read
-
-
-@contextmanager
-def reading_order(model: nn.Module, tokens: int) -> Iterator[None]:
-    """For the time of a text, linear maps read copies of their weights that lie column by column, if so many rows, one
-    at a time, gain more by it than the copies cost. The parameters themselves stay as they are."""
-    maps = [one for one in model.modules() if type(one) is nn.Linear and plain(one.weight)]
-    if not tokens or not maps or not worth_copies(max(maps, key=lambda one: one.weight.numel()), tokens):
-        yield
-        return
-    kept = [one.weight for one in maps]
-    try:
-        for one in maps:
-            one.weight = nn.Parameter(by_columns(one.weight), requires_grad=False)
-        yield
-    finally:
-        for one, weight in zip(maps, kept):
-            one.weight = weight
-
-
-def plain(weight: torch.Tensor) -> bool:
-    return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()
-
-
-def by_columns(weight: torch.Tensor) -> torch.Tensor:
-    """The same numbers, in another order in memory."""
-    return weight.detach().t().contiguous().t()
-
-
-def worth_copies(one: nn.Linear, tokens: int) -> bool:
-    """As tried with the largest map."""
-    x = torch.ones(1, one.in_features, dtype=one.weight.dtype)
-    begun = time.perf_counter()
-    turned = by_columns(one.weight)
-    copying = time.perf_counter() - begun
-    own, other = (seconds(lambda weight=weight: nn.functional.linear(x, weight), 3) for weight in (one.weight, turned))
-    return tokens * (own - other) > 2 * copying
-
-
-def seconds(work: Callable[[], Any], times: int) -> float:
-    """The fastest of some times."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best

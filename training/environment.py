@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from triune.modeling.decoding import seconds
+from triune.modeling.single_rows import seconds
 
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -7,8 +7,9 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from triune.configuration import preset
-from triune.modeling import TriuneForCausalLM, decoding, modeling_triune
-from triune.modeling.decoding import RoomyLayer, reading_order
+from triune.modeling import TriuneForCausalLM, decoding, modeling_triune, single_rows
+from triune.modeling.decoding import RoomyLayer
+from triune.modeling.single_rows import Columns
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 61}
@@ -53,7 +54,7 @@ def written(model, ids, **request):
 def calls(monkeypatch):
     """How often our loop ran; weights are turned for every text."""
     made = []
-    monkeypatch.setattr(decoding, "worth_copies", lambda one, tokens: True)
+    monkeypatch.setattr(single_rows, "faster", lambda alike, tokens: [Columns(maps) for maps in alike])
     monkeypatch.setattr(modeling_triune, "decode", lambda *given: made.append(1) or decoding.decode(*given))
     return made
 
@@ -125,26 +126,47 @@ def test_a_streamer_sees_each_token(calls):
     assert heard.tokens == found[0].tolist() and heard.ended == 1 and calls
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_single_rows(name, threads, monkeypatch):
+    """Columns, in parts, of maps of one input together: what the maps compute."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model = model_of(name)
+    groups = single_rows.maps_of(model)
+    maps = [one for one in model.modules() if type(one) is torch.nn.Linear]
+    assert sorted(map(id, maps)) == sorted(id(one) for group in groups for one in group)
+    assert max(map(len, groups)) == 3
+    for group in groups:
+        columns, x = Columns(group), torch.randn(1, 1, group[0].in_features)
+        for one, found in zip(group, columns(x), strict=True):
+            torch.testing.assert_close(found, one(x), atol=1e-5, rtol=1e-5)
+        found = columns(x)
+        assert columns(x) is found and columns(x.clone()) is not found
+
+
 def test_weights_are_as_they_were(calls):
     """The same objects, tied as before; also where a text ends with an error."""
     model, ids = model_of("gpt2"), torch.randint(8, 60, (1, 6))
+    x = torch.randn(1, 1, 32)
     before = {name: (id(one), one.stride()) for name, one in model.named_parameters()}
     written(model, ids, do_sample=False)
-    with pytest.raises(KeyboardInterrupt), reading_order(model, 100):
-        assert not model.lm_head.weight.is_contiguous()
+    with pytest.raises(KeyboardInterrupt), single_rows.one_row_at_a_time(model, 100):
+        assert "forward" in vars(model.lm_head)
+        torch.testing.assert_close(model.lm_head(x), torch.nn.functional.linear(x, model.lm_head.weight))
         raise KeyboardInterrupt
+    assert not any("forward" in vars(one) for one in model.modules())
     assert {name: (id(one), one.stride()) for name, one in model.named_parameters()} == before
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize(
-    ("own", "turned", "tokens", "wanted"), [(2, 1, 10**6, True), (2, 1, 0, False), (1, 2, 10**6, False)]
+    ("own", "copies", "tokens", "wanted"), [(2, 1, 10**6, True), (2, 1, 0, False), (1, 2, 10**6, False)]
 )
-def test_copies_must_pay(own, turned, tokens, wanted, monkeypatch):
-    """What a token gains by them, times the tokens, against what they cost."""
-    times = iter([own, turned])
-    monkeypatch.setattr(decoding, "seconds", lambda work, count: next(times))
-    assert decoding.worth_copies(torch.nn.Linear(400, 3000), tokens) == wanted
+def test_copies_must_pay(own, copies, tokens, wanted, monkeypatch):
+    """By being faster, and for enough tokens."""
+    times = iter([own, copies])
+    monkeypatch.setattr(single_rows, "seconds", lambda work, count: next(times))
+    assert bool(single_rows.faster([[torch.nn.Linear(400, 3000)]], tokens)) == wanted
 
 
 def test_a_cache_that_is_handed_in(calls):
