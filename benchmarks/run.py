@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from suites import checkpoint, data, generation, growth, scaling, startup, steps
+from suites import checkpoint, data, generation, growth, levers, scaling, startup, steps
 
 from triune.training.environment import processor, versions
 from triune.training.report import replace
@@ -31,6 +31,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "speed.json"
 IDLE = 0.3  # load of the machine, beside ourselves
 SUITES = {
     "steps": steps,
+    "levers": levers,
     "generation": generation,
     "data": data,
     "startup": startup,

@@ -4,7 +4,6 @@ import ctypes
 import math
 import os
 import platform
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -104,8 +103,7 @@ def keep_memory() -> None:
 EXACT = 5e-6  # of float32 products, against float64; bfloat16 is at 4e-3
 TORCH, ONEDNN = "torch's", "oneDNN's"
 GAIN = 1.05  # what makes a change worth it
-TURNS = 3  # of each that are timed
-AT_MOST = 8.0  # seconds; two turns are taken however long they are
+TURNS = 3  # of each that are timed: its first takes longer, and any may be disturbed
 
 
 class Kernels(NamedTuple):
@@ -133,20 +131,15 @@ def candidates(float32: bool, attentions: tuple[str, ...]) -> list[Kernels]:
 def choose_kernels(
     those: list[Kernels], work: Callable[[], Any], use: Callable[[Kernels], None]
 ) -> tuple[Kernels, str]:
-    """The fastest for `work`, and why; the first of them, unless another gains something."""
-    first = those[0]
+    """The first for which `work` takes hardly longer than for the fastest, and why."""
     if len(those) == 1:
-        return first, first.words()
-    work()  # the first of all takes longer
-    times, begun = dict.fromkeys(those, math.inf), time.perf_counter()
-    for turn in range(TURNS):
+        return those[0], those[0].words()
+    times = dict.fromkeys(those, math.inf)
+    for _ in range(TURNS):
         for one in those:
             use(one)
             times[one] = min(times[one], seconds(work, 1))
-        if turn > 0 and time.perf_counter() - begun > AT_MOST:
-            break
-    best = min(times, key=times.__getitem__)
-    best = first if times[first] < GAIN * times[best] else best
+    best = next(one for one in those if times[one] < GAIN * min(times.values()))
     others = (f"{times[one] / times[best]:.2f} times as long with {one.words()}" for one in times if one != best)
     return best, f"{best.words()} (a step takes {', '.join(others)})"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from suites.measuring import against, shown, take_turns
+from suites.measuring import against, markdown, shown, take_turns
 from triune.configuration import preset
 from triune.modeling import TriuneForCausalLM
 from triune.training.environment import keep_memory
@@ -85,14 +85,13 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| parameters | stall against `save_state` | seconds of stall: theirs, ours | "
-        f"seconds lost after {AFTER} more steps: theirs, ours |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
+    titles = ["parameters", "stall against `save_state`", "seconds of stall: theirs, ours"]
+    titles.append(f"seconds lost after {AFTER} more steps: theirs, ours")
+
+    def cells(row):
         stalls, lost = (
             ", ".join(f"{row[part][whose]:.2f}" for whose in ("default", "ours")) for part in ("stall", "lost")
         )
-        lines.append(f"| {row['job']} | {shown(row['against_default'])} | {stalls} | {lost} |")
-    return "\n".join(lines)
+        return [row["job"], shown(row["against_default"]), stalls, lost]
+
+    return markdown(titles, map(cells, rows))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, ViTConfig, ViTImageProcessorPil
 
-from suites.measuring import against, shown, take_turns, timed
+from suites.measuring import against, markdown, shown, take_turns, timed
 from triune.configuration import preset
 from triune.training.arguments import parse
 from triune.training.loading import training_steps
@@ -97,8 +97,8 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| samples | against theirs | samples a second: theirs, ours |", "|---|---|---|"]
-    for row in rows:
+    def cells(row):
         speeds = ", ".join(f"{row['samples_per_second'][whose]:,.0f}" for whose in ("default", "ours"))
-        lines.append(f"| {row['job']} | {shown(row['against_default'])} | {speeds} |")
-    return "\n".join(lines)
+        return [row["job"], shown(row["against_default"]), speeds]
+
+    return markdown(["samples", "against theirs", "samples a second: theirs, ours"], map(cells, rows))

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import triune.conversion as conversion
-from suites.measuring import against, read_bandwidth, shown, take_turns, timed
+from suites.measuring import against, markdown, read_bandwidth, shown, take_turns, timed
 
 
 class Job(NamedTuple):
@@ -61,16 +61,13 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| parameters | against transformers' `generate` | tokens a second: theirs, ours | of memory's bandwidth |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
+    titles = ["parameters", "against transformers' `generate`", "tokens a second: theirs, ours"]
+    titles.append("of memory's bandwidth")
+
+    def cells(row):
         if not row["same_tokens"]:
-            lines.append(f"| {row['job']} | void: other tokens | | |")
-            continue
+            return [row["job"], "void: other tokens", "", ""]
         speeds = ", ".join(f"{row['tokens_per_second'][whose]:.0f}" for whose in ("default", "ours"))
-        lines.append(
-            f"| {row['job']} | {shown(row['against_default'])} | {speeds} | {row['share_of_bandwidth']:.0%} |"
-        )
-    return "\n".join(lines)
+        return [row["job"], shown(row["against_default"]), speeds, f"{row['share_of_bandwidth']:.0%}"]
+
+    return markdown(titles, map(cells, rows))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from suites.measuring import take_turns, timed
+from suites.measuring import markdown, take_turns, timed
 from triune.configuration import preset
 from triune.modeling import TriuneForCausalLM
 from triune.training.environment import keep_memory
@@ -62,10 +62,9 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| with | from, to | seconds | exponent at the end: time | operations |", "|---|---|---|---|---|"]
-    for row in rows:
-        seconds = ", ".join(f"{one:.2g}" for one in row["seconds"])
+    def cells(row):
         ends = f"{row['values'][0]} to {row['values'][-1]}"
-        exponents = " | ".join(f"{row['exponents'][what]:.2f}" for what in ("measured", "operations"))
-        lines.append(f"| {row['job']} | {ends} | {seconds} | {exponents} |")
-    return "\n".join(lines)
+        seconds = ", ".join(f"{one:.2g}" for one in row["seconds"])
+        return [row["job"], ends, seconds, *(f"{row['exponents'][what]:.2f}" for what in ("measured", "operations"))]
+
+    return markdown(["with", "from, to", "seconds", "exponent at the end: time", "operations"], map(cells, rows))

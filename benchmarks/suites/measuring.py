@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,9 +47,22 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
 def shown(ratio: dict[str, Any]) -> str:
     low, high = ratio["interval"]
     return f"**{ratio['median']:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def ranged(numbers: list[float]) -> str:
+    return shown({"median": statistics.median(numbers), "interval": (min(numbers), max(numbers))})
+
+
+def markdown(titles: list[str], rows: Iterable[list[str]]) -> str:
+    head, *lines = ("| " + " | ".join(cells) + " |" for cells in [titles, *rows])
+    return "\n".join([head, "|" + "---|" * len(titles), *lines])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

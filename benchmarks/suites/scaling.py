@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from suites.measuring import markdown, ranged
+
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 8
@@ -54,9 +56,5 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| a step of | weak scaling, 2 processes x 1 thread |", "|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['job']} | **{row['efficiency']:.2f}** ({min(row['all']):.2f} to {max(row['all']):.2f}) |"
-        )
-    return "\n".join(lines)
+    titles = ["a step of", "weak scaling, 2 processes x 1 thread"]
+    return markdown(titles, ([row["job"], ranged(row["all"])] for row in rows))

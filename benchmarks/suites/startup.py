@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from suites.measuring import markdown, ranged
+
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMPORT = (
@@ -36,7 +38,4 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| start-up | seconds, median (and range) |", "|---|---|"]
-    for row in rows:
-        lines.append(f"| {row['job']} | **{row['seconds']:.2f}** ({min(row['all']):.2f} to {max(row['all']):.2f}) |")
-    return "\n".join(lines)
+    return markdown(["start-up", "seconds, median (and range)"], ([row["job"], ranged(row["all"])] for row in rows))

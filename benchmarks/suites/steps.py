@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 import triune.conversion as conversion
 import triune.modeling as modeling
-from suites.measuring import against, matmul_peak, shown, synchronize, take_turns
+from suites.measuring import against, markdown, matmul_peak, shown, synchronize, take_turns
 from triune.training.environment import TORCH, Kernels, candidates, choose_kernels, keep_memory, set_kernels
 
 
@@ -226,6 +226,7 @@ def make_arms(
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
 
+PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 AGREE = {"no": (1e-5, 1e-4), "bf16": (2e-3, 2e-2)}  # relative differences of losses and of gradients' norms
 
 
@@ -313,22 +314,19 @@ def resident(field: str) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| job | precision | against default | against tuned | seconds: default, tuned, ours | memory of default's | "
-        "of tuned's | of the matmul peak |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
+    titles = ["job", "precision", "against default", "against tuned", "seconds: default, tuned, ours"]
+    titles += ["memory of default's", "of tuned's", "of the matmul peak"]
+
+    def cells(row):
+        precision = PRECISIONS[row["precision"]]
         if not row["agree"]:
-            lines.append(f"| {row['job']} | {row['precision']} | void: the two do not agree | | | | | |")
-            continue
-        ratios = " | ".join(shown(row[key]) for key in ("against_default", "against_tuned"))
+            return [row["job"], precision, "void: the two do not agree", *[""] * 5]
+        ratios = [shown(row[key]) for key in ("against_default", "against_tuned")]
         seconds = ", ".join(f"{row['seconds'][whose]:.2f}" for whose in ARMS)
-        memory = f"{row['memory_of_default']:.2f} | {row['memory_of_tuned']:.2f}"
-        precision = {"no": "float32", "bf16": "bfloat16"}[row["precision"]]
-        share = f"{row['share_of_peak']:.0%}"
-        lines.append(f"| {row['job']} | {precision} | {ratios} | {seconds} | {memory} | {share} |")
-    return "\n".join(lines)
+        memory = [f"{row['memory_of_default']:.2f}", f"{row['memory_of_tuned']:.2f}"]
+        return [row["job"], precision, *ratios, seconds, *memory, f"{row['share_of_peak']:.0%}"]
+
+    return markdown(titles, map(cells, rows))
 
 
 def key(row: dict[str, Any]) -> tuple:

@@ -13,6 +13,7 @@ from triune.training.environment import ONEDNN, TORCH, Kernels, candidates, choo
 
 FASTER = {
     "what is there, if nothing gains much": ((1.0, 0.98, 1.3, 0.97), Kernels(TORCH, "sdpa")),
+    "the first of those that are nearly as fast": ((1.3, 0.98, 0.97, 0.95), Kernels(TORCH, "eager")),
     "attention step by step": ((1.0, 0.7, 1.3, 0.9), Kernels(TORCH, "eager")),
     "two that gain only together": ((1.0, 1.0, 1.3, 0.6), Kernels(ONEDNN, "eager")),
 }
@@ -59,15 +60,6 @@ def test_words_of_a_recorded_run_set_the_same(as_found):
     for words, precision in ((f"{ONEDNN} and eager attention (a step takes ...)", "medium"), (TORCH, "highest")):
         set_kernels(words)
         assert torch.get_float32_matmul_precision() == precision
-
-
-def test_slow_steps_are_timed_twice(monkeypatch):
-    """What one turn takes may be chance; more than two would keep a large model waiting."""
-    clock = iter(range(0, 1000, 5))
-    monkeypatch.setattr(environment.time, "perf_counter", lambda: next(clock))
-    used = []
-    choose_kernels([Kernels(TORCH), Kernels(ONEDNN)], lambda: None, used.append)
-    assert used == 2 * [Kernels(TORCH), Kernels(ONEDNN)]
 
 
 HEAP = """
