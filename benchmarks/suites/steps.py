@@ -161,6 +161,7 @@ class Arm:
 
     def choose(self, chosen: Kernels | None = None) -> None:
         """What a training run would take here: of ours all that ours chooses from, of theirs whose products."""
+        self.enter()  # memory that is kept moves what is fastest
         if chosen is not None:
             self.chosen = chosen
             return self.use(chosen)
