@@ -23,7 +23,7 @@ endif
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test test-all lint format clean
+.PHONY: help demo results test test-all test-faults lint format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ test: $(STAMP)  ## Run the fast tests
 
 test-all: $(STAMP)  ## Run all tests, the slow ones too
 	@$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "" $(ARGS)
+
+test-faults: $(STAMP)  ## Run the matrix of faults; goes on where it stopped
+	@$(TEST_ENV) $(BIN)/python tests/faults/run.py $(ARGS)
 
 lint: $(STAMP)  ## Check style and format
 	@$(BIN)/ruff check $(ARGS)

@@ -55,10 +55,29 @@ def main(argv: list[str]) -> None:
     try:
         print_recipes() if "--list" in argv else run(parse(argv))
     except (ValueError, OSError) as error:
-        rank = os.environ.get("RANK", "0")
-        if rank != "0":
-            time.sleep(5)  # a mistake that all processes find is told once: by now the launcher has ended the others
-        sys.exit(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}")
+        give_up(str(error))
+    except RuntimeError as error:
+        words = known(error)
+        if words is None:
+            raise
+        give_up(words)
+
+
+def known(error: RuntimeError) -> str | None:
+    """What torch says in many lines when others have ended."""
+    said = str(error).splitlines()[0] if str(error) else ""
+    if "gloo" in str(error) or type(error).__name__.startswith("Dist"):
+        return f"another process has ended or does not answer; what it says itself is the cause ({said})"
+    if "DataLoader" in str(error):
+        return f"a worker that reads data has ended ({said}); --dataloader_num_workers 0 shows what it meets"
+    return None
+
+
+def give_up(words: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)  # a mistake that all processes find is told once: by now the launcher has ended the others
+    sys.exit(f"error: {words}" if rank == "0" else f"error in process {rank}: {words}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import transformers
+from accelerate_state import reset_accelerate
 
 
 transformers.utils.logging.disable_progress_bar()
@@ -24,3 +25,13 @@ def fixed_seed():
 def no_figures(monkeypatch):
     """Runs draw nothing, as without matplotlib."""
     monkeypatch.setattr("triune.training.figures.available", lambda: False)
+
+
+@pytest.fixture
+def as_found():
+    """What a run sets for the process is afterwards as it was: threads, kernels, accelerate's state."""
+    threads, kernels = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    reset_accelerate()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(kernels)

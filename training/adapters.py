@@ -23,6 +23,7 @@ from torch import nn
 from triune.configuration.configuration_triune import nearest
 from triune.training import state
 from triune.training.arguments import ModelArguments, without_folders
+from triune.training.durable import replace_folder
 from triune.training.hub.facts import on_the_hub
 from triune.training.optimizers import LAYER
 from triune.training.shards import cut_like, whole
@@ -178,7 +179,7 @@ def save_adapter(model: nn.Module, folder: Path, base: str, main: bool = True) -
         (partial / "README.md").write_text(page, encoding="utf-8")
 
     if main:
-        state.replace_folder(folder, write)
+        replace_folder(folder, write)
 
 
 @torch.no_grad()

@@ -145,6 +145,7 @@ class TrainingArguments:
     resume_from_checkpoint: str = text(
         "auto", "auto: go on where this run folder stopped; no: start over; or a folder"
     )
+    ddp_timeout: int = text(1800, "seconds after which processes that wait for another one give up")
     dry_run: bool = text(False, "build everything, print the plan and its cost, run one step, write nothing")
     list: bool = text(False, "list the recipes and the tasks")
 
@@ -282,6 +283,7 @@ RANGES = {
     **dict.fromkeys(("label_smoothing_factor", "ema_decay", "lora_dropout"), (0, 1)),
     **{"lora_rank": (1, math.inf), "lora_alpha": (0, math.inf)},
     "validation_split_percentage": (0, 100),
+    "ddp_timeout": (1, math.inf),
     "save_total_limit": (2, math.inf),  # the newest may be the one that is being written
 }
 

@@ -6,7 +6,7 @@ run that the model lies in, and its last numbers come out again.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,23 @@ from triune.training.tasks.task import Batch, Task
 
 
 @torch.no_grad()
-def answers(task: Task, model: torch.nn.Module, accelerator: Accelerator, per_device: int, full: bool) -> Records:
+def answers(
+    task: Task,
+    model: torch.nn.Module,
+    accelerator: Accelerator,
+    per_device: int,
+    full: bool,
+    between: Callable[[], None] = lambda: None,
+) -> Records:
     """A record for each label, from all processes, on every process; of a full evaluation of a task whose model writes
-    also what it wrote. The model is in evaluation mode within."""
+    also what it wrote. The model is in evaluation mode within; `between` is called for every batch."""
     training = model.training
     model.eval()
 
     def batches(dataset: Dataset) -> Iterator[Batch]:
         place = (accelerator.num_processes, accelerator.process_index)
         for batch in evaluation_batches(task, dataset, per_device, *place):
+            between()
             batch.pop("replaced", None)
             yield send_to_device(batch, accelerator.device)
 

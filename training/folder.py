@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from triune.training import report, state
 from triune.training.arguments import Arguments, known_flags
 from triune.training.console import NOT_METRICS
+from triune.training.durable import damage, recover
 
 
 SUMMARY = "summary.json"  # written last: a run that has one is complete
@@ -18,6 +20,7 @@ SUMMARY = "summary.json"  # written last: a run that has one is complete
 MAY_CHANGE = frozenset(
     {
         *("output_dir", "resume_from_checkpoint", "dry_run", "report_to", "max_minutes", "max_train_tokens"),
+        "ddp_timeout",
         *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience"),
         *("dataloader_num_workers", "per_device_eval_batch_size", "load_best_model_at_end"),
         # the samples of a step are the same however they are dealt out: their product is compared
@@ -26,15 +29,31 @@ MAY_CHANGE = frozenset(
 )
 
 
-def recorded(arguments: Arguments) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to go on from, with its page."""
+class Start(NamedTuple):
+    """What a run goes on from: a checkpoint with its page, and what is wrong with newer ones."""
+
+    checkpoint: Path | None = None
+    page: dict[str, Any] = {}  # noqa: RUF012
+    broken: list[str] = []  # noqa: RUF012
+
+
+def recorded(arguments: Arguments) -> Start:
     folder, wanted = Path(arguments.training.output_dir), arguments.training.resume_from_checkpoint
     if wanted == "no":
-        return None, {}
+        return Start()
     if wanted != "auto":
-        return Path(wanted), state.read_page(Path(wanted))
-    found = state.checkpoints(folder / "checkpoints")
-    return (found[-1], state.read_page(found[-1])) if found else (None, {})
+        page, wrong = state.read_page(Path(wanted)), damage(Path(wanted))
+        if wrong:
+            raise ValueError(f"resume_from_checkpoint={wanted!r} is damaged: {wrong}; go on from another checkpoint")
+        return Start(Path(wanted), page)
+    found, broken = state.newest_whole(folder / "checkpoints")
+    if broken and found is None:
+        raise ValueError(
+            f"output_dir={str(folder)!r} has no checkpoint that is whole:\n  "
+            + "\n  ".join(broken)
+            + "\nTo start over, and keep what is there under another name: --resume_from_checkpoint no"
+        )
+    return Start(found, state.read_page(found), broken) if found else Start()
 
 
 def refuse_changes(checkpoint: Path, page: dict[str, Any], now: dict[str, Any]) -> None:
@@ -74,6 +93,29 @@ def finished(folder: Path, step: int) -> dict[str, Any] | None:
     last = records[-1] if records else {}
     ended = last.get("kind") == "eval" and last.get("full") and last.get("step") == step and step > 0
     return {name: value for name, value in last.items() if name not in NOT_METRICS} if ended else None
+
+
+ENDED = "exit.json"  # how the last start of a run ended: what a scheduler reads, where a launcher hides the status
+
+
+def clear(folder: Path) -> None:
+    """What the last start left behind: how it ended, and what it was writing when it died."""
+    if (folder / "run.yaml").is_file():
+        (folder / ENDED).unlink(missing_ok=True)
+        recover(folder)
+        recover(folder / "checkpoints")
+
+
+def note_end(folder: Path, status: int, reason: str) -> None:
+    """The first process that says something is the one that knows: what others see of a death is its consequence."""
+    if not (folder / "run.yaml").is_file():
+        return  # nothing was begun
+    end = {"status": status, "reason": reason, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        with (folder / ENDED).open("x", encoding="utf-8") as file:
+            file.write(json.dumps(end, indent=1) + "\n")
+    except OSError:
+        pass  # said already; or the disk is full, and what failed is on the console
 
 
 def write_run(folder: Path, arguments: Arguments, page: dict[str, Any]) -> None:

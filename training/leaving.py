@@ -21,6 +21,7 @@ from PIL import Image
 
 from triune.training import adapters, figures, report, state
 from triune.training.console import before_after, clock, number, version
+from triune.training.durable import replace_folder
 from triune.training.folder import SUMMARY
 from triune.training.hub import card, content, golden
 from triune.training.loop import Loop
@@ -69,7 +70,7 @@ def write_model(loop: Loop, folder: Path) -> Path:
             shutil.copyfile(folder / content.CARD, partial / content.CARD)
 
     if loop.accelerator.is_main_process:
-        state.replace_folder(folder, write)
+        replace_folder(folder, write)
     loop.accelerator.wait_for_everyone()
     return folder
 

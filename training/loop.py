@@ -7,6 +7,7 @@ goes on as if nothing had been.
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 
 from triune.training import state
 from triune.training.arguments import Arguments
@@ -27,15 +28,17 @@ from triune.training.evaluation import answers
 from triune.training.loading import training_steps
 from triune.training.metrics import collapsed
 from triune.training.optimizers import set_learning_rate
-from triune.training.report import PREVIEW, Report
-from triune.training.sampling import Plan, generator
+from triune.training.report import PREVIEW, RECORDS, SKIPPED, Report
+from triune.training.sampling import Plan, generator, step_keys
 from triune.training.schedules import factor
 from triune.training.tasks.task import Batch, Task
 from triune.training.writing import Writer
 
 
-TO_BE_CONTINUED = 75  # the exit status of a run that was interrupted and can go on (EX_TEMPFAIL)
-INTERRUPTED = "interrupted"
+# The exit status of a run that was interrupted: by a scheduler, which may start it again (EX_TEMPFAIL), or by hand.
+TO_BE_CONTINUED, STOPPED_BY_HAND = 75, 130
+PREEMPTIONS = ("SIGTERM", "SIGUSR1")  # the latter is what Slurm can be told to send
+AGAIN = 1.0  # seconds in which launchers repeat a signal that the terminal has sent to all; later, somebody means it
 NOTHING_TO_LEARN = (0.0, 0.0)  # loss and norm of a step in whose samples no label counts
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
 
@@ -71,7 +74,7 @@ class Loop:
     report: Report | None = None
     ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
-    signal: int = 0
+    signal: str = ""  # the name of the one that asked this process to stop
     skipped_in_a_row: int = 0
 
     def __post_init__(self):
@@ -95,15 +98,20 @@ class Loop:
 
     def run(self) -> dict[str, Any]:
         """From where the run stands to its end: gives the last evaluation."""
-        if self.progress.step == 0:
-            self.progress.first = self.evaluate(full=True)
         with self.signals():
-            reason = self.reached() or self.train()
-        if reason == INTERRUPTED:
-            self.save()
-            self.settle()
-            raise Interrupted(self.progress.step)
-        return self.finish(reason)
+            try:
+                if self.progress.step == 0:
+                    self.progress.first = self.evaluate(full=True)
+                elif self.evaluation_due() and self.progress.judged != self.progress.step:
+                    self.judge(self.evaluate(full=False))  # where it was interrupted
+                reason = self.reached() or self.train()
+                if self.progress.step and self.progress.judged != self.progress.step:
+                    self.judge(self.evaluate(full=False, show=False))  # the full one follows
+            except Interrupted:
+                if self.progress.step:
+                    self.save_for_good()
+                raise
+            return self.finish(reason)
 
     def train(self) -> str:
         """Step after step, until a reason to stop."""
@@ -122,9 +130,9 @@ class Loop:
         while progress.step < settings.max_steps:
             start = time.perf_counter()
             micros = next(steps)
-            labels, units, stop = self.agree(micros)
-            if stop:
-                return stop
+            labels, units, late = self.agree(micros)
+            if late:
+                return late
             learning_rate = self.learning_rate(progress.step)
             loss, norm = self.update(micros, labels, learning_rate) if labels else NOTHING_TO_LEARN
             progress.step += 1
@@ -157,13 +165,15 @@ class Loop:
 
     def between_steps(self) -> str:
         """Evaluations and checkpoints; a reason to stop, or nothing."""
-        settings, progress = self.settings, self.progress
-        self.writer.check()
-        if self.due(settings.eval_steps) and progress.step < settings.max_steps:
+        self.note_failures()
+        if self.evaluation_due():
             self.judge(self.evaluate(full=False))
-        if self.due(settings.save_steps):
+        if self.due(self.settings.save_steps):
             self.save()
         return self.reached()
+
+    def evaluation_due(self) -> bool:
+        return self.due(self.settings.eval_steps) and self.progress.step < self.settings.max_steps
 
     def reached(self) -> str:
         """What ends a run before its last step; also asked before the first, by a run that is started again."""
@@ -178,21 +188,35 @@ class Loop:
     # A step
 
     def agree(self, micros: list[Batch]) -> tuple[int, int, str]:
-        """What all processes have to know together: labels and units of the step, and whether to stop before it."""
+        """What all processes have to know together: labels and units of the step, and whether time is over."""
         late = self.settings.max_minutes and self.progress.seconds > 60 * self.settings.max_minutes
         own = [
             sum(self.task.count(batch) for batch in micros),
             sum(self.task.units(batch) for batch in micros),
             sum(int(batch.pop("replaced", 0)) for batch in micros),
-            int(self.signal > 0),
+            *self.asked_to_stop(),
             int(bool(late) and self.accelerator.is_main_process),
         ]
         if self.plan.world > 1:
             own = self.accelerator.reduce(torch.tensor(own, device=self.device)).tolist()
-        labels, units, replaced, interrupted, late = own
+        labels, units, replaced, preempted, by_hand, late = own
+        self.stop_if(preempted, by_hand)
         self.progress.replaced += replaced
-        reason = f"max_minutes={self.settings.max_minutes} reached" if late else ""
-        return labels, units, INTERRUPTED if interrupted else reason
+        return labels, units, f"max_minutes={self.settings.max_minutes} reached" if late else ""
+
+    def asked_to_stop(self) -> tuple[int, int]:
+        """This process: by a scheduler, by hand."""
+        return int(self.signal in PREEMPTIONS), int(self.signal == "SIGINT")
+
+    def stop_if(self, preempted: int, by_hand: int) -> None:
+        """Any of the processes was asked to: all of them stop here."""
+        if preempted or by_hand:
+            raise Interrupted(self.progress.step, TO_BE_CONTINUED if preempted else STOPPED_BY_HAND)
+
+    def stop_if_asked(self) -> None:
+        """Between two batches of an evaluation."""
+        own = torch.tensor(self.asked_to_stop(), device=self.device)
+        self.stop_if(*(self.accelerator.reduce(own) if self.plan.world > 1 else own).tolist())
 
     def learning_rate(self, step: int) -> float:
         settings = self.settings
@@ -223,15 +247,20 @@ class Loop:
         return float(accelerator.reduce(total)) if world > 1 else float(total), norm
 
     def note_skipped(self, norm: float) -> None:
-        """A step without a finite gradient is left out; many in a row are the end."""
+        """A step without a finite gradient is left out, and its samples are noted; many in a row are the end."""
         self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
         if not self.skipped_in_a_row:
             return
         self.progress.skipped += 1
+        step, plan = self.progress.step, self.plan
+        keys = step_keys(plan, self.settings.seed, step, self.task.order(plan)) if plan.samples else []
+        samples = [list(key) for key in keys]  # of a map: epoch, index; a stream has no numbers
+        self.report.log({"kind": SKIPPED, "step": step + 1, "grad_norm": norm, "samples": samples})
         if self.skipped_in_a_row >= MOST_SKIPPED:
             raise ValueError(
                 f"the gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {self.progress.step}: "
-                f"lower learning_rate={self.settings.learning_rate:g}, or raise warmup_steps or the precision"
+                f"lower learning_rate={self.settings.learning_rate:g}, or raise warmup_steps or the precision; "
+                f"the last checkpoint is from before, and the samples of these steps stand in {RECORDS}"
             )
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -247,7 +276,7 @@ class Loop:
         self.model.eval()
         with self.averaged():
             size = self.settings.per_device_eval_batch_size
-            found = answers(self.task, self.bare, self.accelerator, size, full)
+            found = answers(self.task, self.bare, self.accelerator, size, full, self.stop_if_asked)
             preview = self.task.preview(self.bare) if show else []
         self.model.train()
         metrics = self.task.measure(found)
@@ -312,17 +341,33 @@ class Loop:
             writer=self.writer,
         )
 
-    def settle(self) -> None:
-        """Until everything is written that was to be."""
+    def note_failures(self) -> None:
+        """What the disk refuses ends no run: what was saved before is there, and the next time it is tried again."""
+        for error in self.writer.failures():
+            if not isinstance(error, OSError):
+                raise error
+            self.console.warning(f"not saved: {error}; training goes on, and what was saved before is as it was")
+
+    def save_for_good(self) -> None:
+        """The last checkpoint. Where it cannot be written, every process says so."""
         self.writer.wait()
-        self.accelerator.wait_for_everyone()
+        self.note_failures()
+        self.save()
+        self.writer.wait()
+        failed = "; ".join(str(error) for error in self.writer.failures())
+        failed = broadcast_object_list([failed])[0]  # waits for the process that writes
+        if failed:
+            raise OSError(failed)
 
     def resume(self, checkpoint: Path) -> None:
         page = state.load_checkpoint(checkpoint, self.bare, self.optimizer, self.ema)
         self.progress = Progress(**page["progress"])
+        lost = None
         if self.accelerator.is_main_process:
-            state.adopt(checkpoint, self.folder / "checkpoints", state.best_of(page))
-        self.accelerator.wait_for_everyone()
+            lost = state.adopt(checkpoint, self.folder / "checkpoints", state.best_of(page))
+        if broadcast_object_list([lost])[0]:
+            self.progress.best = None
+            self.console.warning(f"the best weights so far are lost ({lost}): the next evaluation begins anew")
         if page["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(page["scaler"])
 
@@ -330,12 +375,9 @@ class Loop:
     # The end
 
     def finish(self, reason: str) -> dict[str, Any]:
-        """A last judgement and checkpoint; then the weights that the model folder gets, evaluated in full."""
+        """A last checkpoint; then the weights that the model folder gets, evaluated in full."""
         progress = self.progress
-        if progress.step and progress.judged != progress.step:
-            self.judge(self.evaluate(full=False, show=False))  # the full one follows
-        self.save()
-        self.settle()
+        self.save_for_good()
         chosen = progress.step
         if self.settings.load_best_model_at_end and progress.best:
             best = self.best_folder() / state.WEIGHTS
@@ -348,13 +390,20 @@ class Loop:
 
     @contextmanager
     def signals(self):
-        """A first signal is noted, and the run stops at the end of a step; a second one ends it at once."""
+        """A first signal is noted, and the run stops at the end of a step or between two batches of an evaluation; a
+        second one ends it at once."""
+        first = math.inf
 
         def note(number, _):
-            signal.signal(number, before[number])
-            self.signal = number
+            nonlocal first
+            if time.monotonic() - first > AGAIN:
+                signal.signal(number, before[number])
+                os.kill(os.getpid(), number)
+            first = min(first, time.monotonic())
+            self.signal = self.signal or signal.Signals(number).name
 
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        names = [name for name in ("SIGINT", *PREEMPTIONS) if hasattr(signal, name)]
+        before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
         for number in before:
             signal.signal(number, note)
         try:
@@ -367,6 +416,6 @@ class Loop:
 class Interrupted(SystemExit):
     """A run that was stopped by a signal, after its checkpoint."""
 
-    def __init__(self, step: int):
-        super().__init__(TO_BE_CONTINUED)
+    def __init__(self, step: int, status: int):
+        super().__init__(status)
         self.step = step

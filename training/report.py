@@ -30,6 +30,7 @@ from triune.configuration.configuration_triune import nearest
 
 RECORDS, TABLE = "metrics.jsonl", "metrics.csv"
 PREVIEW = "preview"  # the kind of a record that holds what the model did with the same examples, as lines of text
+SKIPPED = "skipped"  # that of a step whose gradient was not finite, with its samples
 FIRST_COLUMNS = ("kind", "step")
 
 # Made from the run folder and the step that the run goes on from.
@@ -79,15 +80,21 @@ def replace(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Only the records up to a step: those after it will be written again."""
-    kept = [record for record in read(path) if record.get("step", 0) <= step] if path.exists() else []
+def drop_after(path: Path, step: int, judged: bool = True) -> None:
+    """Only the records up to a checkpoint: those after it will be written again, an evaluation of its own step too,
+    unless it was made before (`judged`)."""
+    kept = []
+    for record in read(path) if path.exists() else []:
+        own = record.get("step", 0) == step and record.get("kind") in ("eval", PREVIEW)
+        if record.get("step", 0) <= step and (judged or not own):
+            kept.append(record)
+            judged = judged and not (own and record["kind"] == "eval")
     replace(path, "".join(map(as_line, kept)))
 
 
 def write_table(records: list[dict[str, Any]], path: Path) -> None:
     """The records as CSV: a column for every key, empty where a record has none. Previews are left out."""
-    records = [record for record in records if record.get("kind") != PREVIEW]
+    records = [record for record in records if record.get("kind") not in (PREVIEW, SKIPPED)]
     columns = dict.fromkeys((*FIRST_COLUMNS, *(key for record in records for key in record)))
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:
@@ -137,7 +144,8 @@ def flat(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class Report:
     """The records of a run. Only the main process writes; the others check the trackers' names, so that all stop.
 
-    `resumed_step`: the step of the checkpoint that the run goes on from; None begins a new file.
+    `resumed_step`: the step of the checkpoint that the run goes on from; None begins a new file. `judged`: whether an
+    evaluation of that step had been made.
     """
 
     def __init__(
@@ -147,6 +155,7 @@ class Report:
         main: bool = True,
         arguments: dict[str, Any] | None = None,
         resumed_step: int | None = None,
+        judged: bool = True,
     ):
         names = tracker_names(trackers)
         self.folder, self.main = Path(folder), main
@@ -154,7 +163,7 @@ class Report:
         if not main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        drop_after(self.folder / RECORDS, -1 if resumed_step is None else resumed_step)
+        drop_after(self.folder / RECORDS, -1 if resumed_step is None else resumed_step, judged)
         self.file = (self.folder / RECORDS).open("a", encoding="utf-8")
         for name in names:
             tracker = TRACKERS[name](self.folder, resumed_step)

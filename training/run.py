@@ -4,13 +4,22 @@ arguments -> task (data, tokenizer) -> configuration -> model -> optimiser -> lo
 """
 
 import dataclasses
-from collections.abc import Callable
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, send_to_device
+from accelerate.utils import (
+    DistributedType,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+    send_to_device,
+)
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from triune.configuration import stacks_of
@@ -30,12 +39,14 @@ from triune.training.environment import (
     set_kernels,
     versions,
 )
-from triune.training.folder import finished, make_room, recorded, refuse_changes, write_run
+from triune.training.folder import Start, clear, finished, make_room, note_end, recorded, refuse_changes, write_run
 from triune.training.leaving import leave
 from triune.training.loading import training_steps
-from triune.training.loop import Interrupted, Loop
+from triune.training.loop import STOPPED_BY_HAND, Interrupted, Loop
 from triune.training.optimizers import refuse_unsharded
+from triune.training.owning import owned
 from triune.training.report import Report
+from triune.training.state import differences
 from triune.training.tasks import TASKS
 from triune.training.tasks.task import Task
 
@@ -48,7 +59,8 @@ def make_accelerator(settings: TrainingArguments, recorded: str | None = None) -
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not (
         torch.cuda.is_available() or torch.backends.mps.is_available()
     )
-    PartialState(cpu=cpu)  # from here on processes can agree
+    timeout = datetime.timedelta(seconds=settings.ddp_timeout)
+    PartialState(cpu=cpu, timeout=timeout)  # from here on processes can agree
     precision = agreed(choose_precision(settings.mixed_precision, gpu=not cpu, recorded=recorded))
     if cpu and precision == "fp16":
         raise ValueError("mixed_precision='fp16' needs a GPU: on a processor use 'bf16' or 'no'")
@@ -102,14 +114,64 @@ def train(arguments: Arguments, read_original: Reader | None = None) -> dict[str
     """The run: gives the last metrics. `read_original`: what makes our model of a published one."""
     settings = arguments.training
     check_choices(settings)
-    checkpoint, page = recorded(arguments)
-    accelerator = make_accelerator(settings, page.get("precision"))
+    folder, first = Path(settings.output_dir), os.environ.get("RANK", "0") == "0"
+    with owned(folder) if first and not settings.dry_run else nullcontext():
+        if first and not settings.dry_run:
+            clear(folder)
+        with ending(folder, arguments):
+            return build_and_train(arguments, recorded(arguments) if first else Start(), read_original)
+
+
+@contextmanager
+def ending(folder: Path, arguments: Arguments) -> Iterator[None]:
+    """However a run ends, its folder says so."""
+    try:
+        yield
+    except Interrupted as stop:
+        note_end(folder, stop.code, f"interrupted after step {stop.step}; the same command goes on")
+        raise
+    except KeyboardInterrupt:
+        note_end(folder, STOPPED_BY_HAND, "interrupted by hand before the step was over")
+        raise
+    except Exception as error:
+        words = without_memory(error, arguments)
+        note_end(folder, 1, words or f"{type(error).__name__}: {error}")
+        if words:
+            raise ValueError(words) from error
+        raise
+    note_end(folder, 0, "finished")
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
+
+
+def without_memory(error: Exception, arguments: Arguments) -> str | None:
+    """What to change, where an error says that there is not enough memory."""
+    told = f"{type(error).__name__}: {error}"
+    if not isinstance(error, MemoryError) and not any(words in told for words in OUT_OF_MEMORY):
+        return None
+    training, data = arguments.training, arguments.data
+    said = (str(error).strip() or "MemoryError").splitlines()[-1]
+    return (
+        f"there is not enough memory ({said}): "
+        f"lower per_device_train_batch_size={training.per_device_train_batch_size} and raise "
+        f"gradient_accumulation_steps={training.gradient_accumulation_steps} by as much, lower "
+        f"max_seq_length={data.max_seq_length}, or set gradient_checkpointing; --dry_run shows what a step takes"
+    )
+
+
+def build_and_train(arguments: Arguments, start: Start, read_original: Reader | None) -> dict[str, Any]:
+    settings = arguments.training
+    accelerator = make_accelerator(settings, start.page.get("precision"))
+    checkpoint, page, broken = agreed(start)
     threads = choose_threads(page.get("threads"))
     keep_memory()
     torch.set_num_threads(agreed(torch.get_num_threads()))
     console = Console(main=accelerator.is_main_process)
     try:
         console.header(header(accelerator, threads))
+        for one in broken:
+            console.warning(f"not gone on from {one}")
         task = make_task(arguments)
         for line in task.describe():
             console.line("data", line)
@@ -126,7 +188,7 @@ def train(arguments: Arguments, read_original: Reader | None = None) -> dict[str
 
 
 def assemble(
-    arguments: Arguments, task: Task, model: PreTrainedModel, accelerator: Accelerator, console: Console, page: dict
+    arguments: Arguments, task: Task, model: PreTrainedModel, accelerator: Accelerator, console: Console, former: dict
 ) -> Loop:
     """Model, optimiser and plan, shown on the console, in a loop that stands at its beginning."""
     settings = arguments.training
@@ -136,6 +198,8 @@ def assemble(
         model.gradient_checkpointing_enable()
     plan = make_plan(arguments, task, accelerator.num_processes)
     console.model_table(model)
+    page = {"arguments": arguments.as_dict(), "data": task.fingerprint, "per_step": plan.per_step}
+    refuse_different({**page, "parameters": sum(one.numel() for one in model.parameters())}, accelerator)
     loop = Loop(
         arguments=arguments,
         task=task,
@@ -145,12 +209,23 @@ def assemble(
         optimizer=make_optimizer(model, settings),
         plan=plan,
         folder=Path(settings.output_dir),
-        page={"arguments": arguments.as_dict(), "data": task.fingerprint, "per_step": plan.per_step},
+        page=page,
         schedule_options=options_of("lr_scheduler_kwargs", settings.lr_scheduler_kwargs),
     )
-    show_plan(loop, page)
+    show_plan(loop, former)
     loop.prepare()
     return loop
+
+
+def refuse_different(own: dict[str, Any], accelerator: Accelerator) -> None:
+    """Processes that were started with other settings or other data would train something that nobody asked for."""
+    flat = {**own.pop("arguments"), **own}
+    for rank, other in enumerate(gather_object([flat]) if accelerator.num_processes > 1 else []):
+        differing = differences(flat, other, frozenset())
+        if differing:
+            raise ValueError(
+                f"process {rank} differs from process {accelerator.process_index}: {'; '.join(differing[:3])}"
+            )
 
 
 def show_plan(loop: Loop, recorded: dict[str, Any]) -> None:
@@ -266,6 +341,7 @@ def carry_out(loop: Loop, checkpoint: Path | None, page: dict[str, Any]) -> dict
         accelerator.is_main_process,
         arguments.as_dict(),
         loop.progress.step if checkpoint else None,
+        loop.progress.judged == loop.progress.step,
     )
     try:
         with loop.writer:

@@ -1,8 +1,7 @@
 """What a run needs to go on: weights, the optimiser's tensors, and a page of JSON. Nothing that can execute.
 
-A checkpoint is written into a temporary folder and renamed when it is complete, so the newest folder with the right
-name is whole. Where the run stands in its data is the step: order and randomness follow from it. Sharded tensors are
-gathered, so a checkpoint can be read by any number of processes.
+A checkpoint is a folder that is whole or not there (`durable.py`). Where the run stands in its data is the step: order
+and randomness follow from it. Sharded tensors are gathered, so a checkpoint can be read by any number of processes.
 """
 
 import json
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from triune.training.durable import MANIFEST, PARTIAL, beside, damage, replace_folder
 from triune.training.shards import cut_like, whole
 from triune.training.writing import Writer
 
@@ -127,36 +127,9 @@ def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source
 # Folders
 
 
-def replace_folder(final: Path, write) -> Path:
-    """`write(folder)` fills a temporary folder, which then takes the place of the final one."""
-    partial, former = (final.with_name(f".{final.name}.{name}") for name in ("partial", "former"))
-    for leftover in (partial, former):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for file in partial.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for its owner only
-        flush(file)
-    if final.exists():
-        os.rename(final, former)
-    os.rename(partial, final)
-    flush(final.parent)
-    shutil.rmtree(former, ignore_errors=True)
-    return final
-
-
-def flush(path: Path) -> None:
-    """Onto the disk: a rename must not outlive a loss of power that its content does not."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save_best(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """The best weights so far, which take the place of those that no checkpoint names."""
-    replace_folder(folder, lambda partial: save_file(tensors, partial / WEIGHTS))
+    replace_folder(folder, lambda partial: save_file(tensors, partial / WEIGHTS), listed=True)
     drop_best(folder.parent, folder.name)
 
 
@@ -187,7 +160,7 @@ def save_checkpoint(
     final = folder / f"{PREFIX}{step:08d}"
 
     def work() -> None:
-        replace_folder(final, write)
+        replace_folder(final, write, listed=True)
         drop_old(folder, keep)
 
     if main:
@@ -199,16 +172,27 @@ def drop_old(folder: Path, keep: int) -> None:
     """All but the newest `keep`, and the best weights that none of these knows of."""
     found = checkpoints(folder)
     for old in found[:-keep]:
-        shutil.rmtree(old)
+        drop(old)
     drop_best(folder, None)
+
+
+def drop(folder: Path) -> None:
+    """Under a name that says so: a death in the middle leaves no half of it."""
+    os.rename(folder, beside(folder, PARTIAL))
+    shutil.rmtree(beside(folder, PARTIAL))
 
 
 def drop_best(folder: Path, newest: str | None) -> None:
     """Best weights that no checkpoint names, but for the newest, which the next one will."""
-    known = {newest, *(best_of(read_page(checkpoint)) for checkpoint in checkpoints(folder))}
+    known = {newest}
+    for checkpoint in checkpoints(folder):
+        try:
+            known.add(best_of(read_page(checkpoint)))
+        except ValueError:
+            pass  # a page that nobody can read names nothing
     for best in folder.glob(f"{BEST}*"):
         if best.name not in known:
-            shutil.rmtree(best)
+            drop(best)
 
 
 def best_of(page: dict[str, Any]) -> str | None:
@@ -217,21 +201,38 @@ def best_of(page: dict[str, Any]) -> str | None:
     return f"{BEST}{int(best['step']):08d}" if best else None
 
 
-def adopt(checkpoint: Path, folder: Path, best: str | None) -> None:
+def adopt(checkpoint: Path, folder: Path, best: str | None) -> str | None:
     """Make a folder's own what a run goes on from: the best weights, where the checkpoint stands in another folder.
-    What is later than the checkpoint is set aside, or it would be taken for newer."""
-    if best and not (folder / best).exists():
-        if not (checkpoint.parent / best).exists():
-            raise ValueError(f"{checkpoint} names the best weights, and there is no {checkpoint.parent / best}")
-        shutil.copytree(checkpoint.parent / best, folder / best)
+    What is later than the checkpoint is set aside, or it would be taken for newer. Gives what is wrong with the best
+    weights, if they are lost."""
     for later in checkpoints(folder):
         if later.name > checkpoint.name:
             later.rename(later.with_name(f"set-aside-{later.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    wrong = damage(checkpoint.parent / best) if best else None
+    if best and not wrong and not (folder / best).exists():
+        replace_folder(folder / best, lambda partial: copy_files(checkpoint.parent / best, partial))
+    return f"{checkpoint.parent / best}: {wrong}" if wrong else None
+
+
+def copy_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        shutil.copyfile(file, target / file.name)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first, by step and never by clock."""
-    return sorted(path for path in Path(folder).glob(f"{PREFIX}*") if (path / PAGE).is_file())
+    """Oldest first, by step and never by clock."""
+    return sorted(path for path in Path(folder).glob(f"{PREFIX}*") if (path / MANIFEST).is_file())
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as it was written, and what is wrong with those that are newer."""
+    broken = []
+    for checkpoint in sorted(Path(folder).glob(f"{PREFIX}*"), reverse=True):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint, broken
+        broken.append(f"{checkpoint}: {wrong}")
+    return None, broken
 
 
 def read_page(checkpoint: Path) -> dict[str, Any]:

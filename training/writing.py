@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import psutil
 import torch
@@ -15,8 +15,8 @@ AHEAD = 2  # things that may wait to be written, each with its copy
 class Writer:
     """One thing after the other, in the order in which they came.
 
-    What fails is raised by the next call, and at the latest by `wait`. Where memory has no room for a copy, it is
-    written at once. Used with `with`, nothing is left behind that still writes, however the block ends.
+    What fails is kept for `failures`. Where memory has no room for a copy, it is written at once. Used with `with`,
+    nothing is left behind that still writes, however the block ends.
     """
 
     def __init__(self, copies: bool):
@@ -32,25 +32,25 @@ class Writer:
 
     def write(self, files: Iterable[dict[str, torch.Tensor]], work: Callable[[], None]) -> None:
         """`work` writes `files`, whose tensors are replaced by copies."""
-        self.check()
-        while len(self.ahead) >= AHEAD:
-            self.ahead.popleft().result()
+        unfinished = [one for one in self.ahead if not one.done()]
+        wait(unfinished[: len(unfinished) - AHEAD + 1])
         files = list(files)
         size = sum(tensor.nbytes for tensors in files for tensor in tensors.values())
-        if self.copies and psutil.virtual_memory().available < ROOM * size:
-            self.wait()
-            work()
-            return
-        for tensors in files if self.copies else ():
+        roomy = not self.copies or psutil.virtual_memory().available > ROOM * size
+        for tensors in files if self.copies and roomy else ():
             tensors.update({name: tensor.clone() for name, tensor in tensors.items()})
         self.ahead.append(self.pool.submit(work))
-
-    def check(self) -> None:
-        """Raise what has failed."""
-        while self.ahead and self.ahead[0].done():
-            self.ahead.popleft().result()
+        if not roomy:
+            self.wait()
 
     def wait(self) -> None:
-        """Until all is written."""
-        while self.ahead:
-            self.ahead.popleft().result()
+        """Until all is written, or has failed."""
+        wait(self.ahead)
+
+    def failures(self) -> list[BaseException]:
+        """What has failed since it was asked last."""
+        failed = []
+        while self.ahead and self.ahead[0].done():
+            error = self.ahead.popleft().exception()
+            failed += [error] if error else []
+        return failed

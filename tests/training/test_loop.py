@@ -1,7 +1,6 @@
 """The loop against itself: interrupted and uninterrupted, one process and two, one micro-batch and several. Every run
 here goes through `train`, as the script does, on a text file and with a small model."""
 
-import json
 import os
 import random
 import shutil
@@ -14,89 +13,21 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate_state import reset_accelerate
 from safetensors.torch import load_file
+from short_runs import STEPS, Killed, arguments, assert_same_run, curve, killed_at, write_text
 from torch.distributed.tensor import DTensor
 from two_processes import run_in_two
 
 from triune.modeling import TriuneForCausalLM
 from triune.training import leaving, run
-from triune.training.arguments import parse
 from triune.training.loop import TO_BE_CONTINUED, Interrupted, Loop
 
-
-CONFIG = "{hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, position: rotary, hidden_dropout_prob: %s}"
-STEPS = 10
 
 pytestmark = pytest.mark.usefixtures("as_found", "no_figures")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Some documents of made-up words, in paragraphs."""
-    words = random.Random(0)
-    vocabulary = ["".join(words.choices("abcdefgh", k=words.randint(2, 6))) for _ in range(60)]
-    paragraphs = [" ".join(words.choices(vocabulary, k=words.randint(5, 40))) for _ in range(80)]
-    file = tmp_path_factory.mktemp("text") / "words.txt"
-    file.write_text("\n\n".join(paragraphs))
-    lines = [json.dumps({"text": paragraph}) for paragraph in paragraphs]
-    file.with_suffix(".jsonl").write_text("\n".join(lines))
-    return file
-
-
-def arguments(text, folder, *flags, task="causal_lm", dropout=0.1):
-    given = {
-        **{"task": task, "train_file": text, "output_dir": folder, "tokenizer_type": "characters"},
-        **{"vocab_size": 40, "config": CONFIG % dropout, "max_seq_length": 16, "validation_split_percentage": 20},
-        **{"max_steps": STEPS, "warmup_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
-        **{"logging_steps": 2, "eval_steps": 4, "save_steps": 3, "fast_fp32": "no"},
-    }
-    return parse([word for name, value in given.items() for word in (f"--{name}", str(value))] + list(flags))
-
-
-def curve(folder):
-    """All that was logged, without what a clock says."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in record.items() if name not in ("seconds", "throughput")} for record in records
-    ]
-
-
-def left_behind(folder):
-    """Everything of the last checkpoint: weights, moments, averages, and the page without clocks."""
-    last = max((folder / "checkpoints").glob("step-*"))
-    tensors = {
-        f"{file.name}/{name}": value for file in last.glob("*.safetensors") for name, value in load_file(file).items()
-    }
-    page = json.loads((last / "state.json").read_text())
-    page["progress"].pop("seconds")
-    return tensors, page["progress"], page["optimizer"]
-
-
-def assert_same_run(one, other):
-    """To the bit."""
-    assert curve(one) == curve(other)
-    (tensors, *pages), (theirs, *their_pages) = left_behind(one), left_behind(other)
-    assert tensors.keys() == theirs.keys() and pages == their_pages
-    different = [name for name in tensors if not torch.equal(tensors[name], theirs[name])]
-    assert different == []
-    for file in ("model.safetensors", "config.json"):
-        assert (one / "model" / file).read_bytes() == (other / "model" / file).read_bytes()
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(monkeypatch, step):
-    """The run dies in the middle of this step, after the weights have changed."""
-    update = Loop.update
-
-    def dying(self, *given):
-        result = update(self, *given)
-        if self.progress.step == step:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(Loop, "update", dying)
+    return write_text(tmp_path_factory.mktemp("text"))
 
 
 VARIANTS = {
@@ -254,7 +185,8 @@ def train_and_die(rank, text, folder, flags, death, kind):
         pass
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow  # `tests/faults/test_processes.py` kills real processes
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_an_interrupted_run_of_two_processes(kind, text, tmp_path):
     """Killed and started again, against left alone, with dropout, accumulation and averages: bit for bit."""
     flags = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--ema_decay", "0.9")
@@ -336,18 +268,6 @@ def test_another_precision_is_another_run(text, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="precision: 'no' -> 'bf16'"):
         run.train(arguments(text, tmp_path / "run", "--max_steps", "4"))
-
-
-@pytest.mark.parametrize("broken", ["state.json", "model.safetensors", "optimizer.safetensors"])
-def test_a_broken_checkpoint_is_named(broken, text, tmp_path):
-    """Cut in the middle: the file, and what to do."""
-    with pytest.raises(Killed), pytest.MonkeyPatch.context() as patch:
-        killed_at(patch, 7)
-        run.train(arguments(text, tmp_path / "run"))
-    file = max((tmp_path / "run/checkpoints").glob("step-*")) / broken
-    file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match=rf"{broken} cannot be read: .*; go on from another checkpoint"):
-        run.train(arguments(text, tmp_path / "run"))
 
 
 def test_weights_saved_in_half_precision_are_trained_in_full(text, tmp_path):

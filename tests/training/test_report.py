@@ -84,6 +84,16 @@ def test_resume_drops_what_will_come_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("judged, left", [(True, 3), (False, 1)])
+def test_evaluations_behind_a_checkpoint_come_again(judged, left, tmp_path):
+    """At its own step: that of the end, and the one before where the checkpoint does not know of it."""
+    report = Report(tmp_path)
+    for kind in ("train", "preview", "eval", "preview", "eval"):
+        report.log({"kind": kind, "step": 20})
+    Report(tmp_path, resumed_step=20, judged=judged)
+    assert [record["kind"] for record in lines(tmp_path)] == ["train", "preview", "eval"][:left]
+
+
 def test_without_resuming_the_file_is_new(tmp_path):
     """A run that starts over does not go on in the records of another."""
     Report(tmp_path).log(TRAIN)

@@ -99,6 +99,7 @@ def test_files_are_plain_and_readable_by_others(tmp_path):
     train(model, optimizer, 0, 1)
     folder = save_checkpoint(tmp_path, 1, model, optimizer, {})
     assert sorted(file.name for file in folder.iterdir()) == [
+        "manifest.json",
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
