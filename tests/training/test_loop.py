@@ -170,15 +170,7 @@ def train_and_die(rank, text, folder, flags, death, kind):
     if kind == "fsdp":
         run.make_accelerator = partial(sharding, run.make_accelerator)
     if death is not None:
-        update = Loop.update
-
-        def dying(self, *given):
-            result = update(self, *given)
-            if self.progress.step == death:
-                raise Killed
-            return result
-
-        Loop.update = dying
+        killed_at(pytest.MonkeyPatch(), death)
     try:
         run.train(arguments(text, folder, *flags))
     except Killed:
