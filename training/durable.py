@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -109,30 +108,28 @@ def damage(folder: Path) -> str | None:
         if there != files.keys():
             missing, extra = sorted(files.keys() - there), sorted(there - files.keys())
             return f"{', '.join(missing)} missing" if missing else f"{', '.join(extra)} does not belong to it"
-        for name, entry in files.items():
-            size = (folder / name).stat().st_size
-            if size != entry["bytes"]:
-                return f"{name} has {size:,} bytes, and was written with {entry['bytes']:,}"
-        for name, entry in files.items():
-            if digest(folder / name) != entry["sha256"]:
+        for name, (size, _) in files.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes, and was written with {size}"
+        for name, (_, sha256) in files.items():
+            if digest(folder / name) != sha256:
                 return f"{name} has other bytes than were written"
     except (OSError, ValueError) as error:
         return str(error)
     return None
 
 
-def listed_in(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a manifest; a ValueError where it is none that this version writes."""
+def listed_in(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file, by the manifest; a ValueError where it is none that this version writes."""
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"it has no {MANIFEST}")
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        written, files = content["format"], content["files"]
-        whole = all(isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in files.values())
+        written = content["format"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{MANIFEST} cannot be read: {error}") from error
-    if not whole:
-        raise ValueError(f"{MANIFEST} cannot be read: an entry without bytes and sha256")
     if written != FORMAT:
         raise ValueError(f"it was written in format {written!r}, and this version reads {FORMAT}")
     return files

@@ -354,10 +354,10 @@ class Loop:
         self.note_failures()
         self.save()
         self.writer.wait()
-        failed = "; ".join(str(error) for error in self.writer.failures())
-        failed = broadcast_object_list([failed])[0]  # waits for the process that writes
+        errors = self.writer.failures()
+        failed = broadcast_object_list(["; ".join(map(str, errors))])[0]  # waits for the process that writes
         if failed:
-            raise OSError(failed)
+            raise errors[0] if errors else OSError(failed)
 
     def resume(self, checkpoint: Path) -> None:
         page = state.load_checkpoint(checkpoint, self.bare, self.optimizer, self.ema)

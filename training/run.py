@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from triune.configuration import stacks_of
 from triune.configuration.configuration_triune import nearest
-from triune.training.arguments import Arguments, TrainingArguments, options_of
+from triune.training.arguments import ABOUT_HERE, Arguments, TrainingArguments, options_of
 from triune.training.building import Reader, build_model, check_choices, freeze, make_optimizer, make_plan
 from triune.training.console import Console
 from triune.training.cost import Cost, estimate
@@ -39,6 +39,7 @@ from triune.training.environment import (
     set_kernels,
     versions,
 )
+from triune.training.evaluation import NAMES, PARTNERS
 from triune.training.folder import Start, clear, finished, make_room, note_end, recorded, refuse_changes, write_run
 from triune.training.leaving import leave
 from triune.training.loading import training_steps
@@ -124,22 +125,27 @@ def train(arguments: Arguments, read_original: Reader | None = None) -> dict[str
 
 @contextmanager
 def ending(folder: Path, arguments: Arguments) -> Iterator[None]:
-    """However a run ends, its folder says so."""
+    """However a run ends, its folder says so; a dry run is none."""
+
+    def note(status: int, reason: str) -> None:
+        if not arguments.training.dry_run:
+            note_end(folder, status, reason)
+
     try:
         yield
     except Interrupted as stop:
-        note_end(folder, stop.code, f"interrupted after step {stop.step}; the same command goes on")
+        note(stop.code, f"interrupted after step {stop.step}; the same command goes on")
         raise
     except KeyboardInterrupt:
-        note_end(folder, STOPPED_BY_HAND, "interrupted by hand before the step was over")
+        note(STOPPED_BY_HAND, "interrupted by hand before the step was over")
         raise
     except Exception as error:
         words = without_memory(error, arguments)
-        note_end(folder, 1, words or f"{type(error).__name__}: {error}")
+        note(1, words or f"{type(error).__name__}: {error}")
         if words:
             raise ValueError(words) from error
         raise
-    note_end(folder, 0, "finished")
+    note(0, "finished")
 
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
@@ -218,10 +224,12 @@ def assemble(
 
 
 def refuse_different(own: dict[str, Any], accelerator: Accelerator) -> None:
-    """Processes that were started with other settings or other data would train something that nobody asked for."""
+    """Processes that were started with other settings or other data would train something that nobody asked for. Where
+    the same data lies may differ from machine to machine."""
+    places = ABOUT_HERE | {*NAMES, *PARTNERS}
     flat = {**own.pop("arguments"), **own}
     for rank, other in enumerate(gather_object([flat]) if accelerator.num_processes > 1 else []):
-        differing = differences(flat, other, frozenset())
+        differing = differences(flat, other, places)
         if differing:
             raise ValueError(
                 f"process {rank} differs from process {accelerator.process_index}: {'; '.join(differing[:3])}"

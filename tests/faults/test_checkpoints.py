@@ -13,7 +13,7 @@ import torch
 from injection import Fault, dies_at, half_written, raising
 from short_runs import Killed, arguments, assert_same_run, killed_at
 
-from triune.training import durable, run, state
+from triune.training import durable, owning, run, state
 from triune.training.durable import MANIFEST, damage, recover
 from triune.training.loop import Loop
 from triune.training.owning import owned
@@ -300,10 +300,25 @@ def test_two_runs_in_one_folder(tmp_path, text):
     assert not (tmp_path / ".run.lock").exists()
 
 
+def test_a_disk_without_locks(tmp_path):
+    """It is not taken for one that is in use."""
+    with Fault(owning.fcntl, "lockf", raising(OSError(37, "No locks available"))), owned(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").is_file()
+    assert not (tmp_path / ".run.lock").exists()
+
+
+def test_a_dry_run_says_nothing_of_an_end(text, tmp_path):
+    """In the folder of a run that was killed."""
+    killed_run(text, tmp_path / "run")
+    (tmp_path / "run/exit.json").unlink()
+    run.train(arguments(text, tmp_path / "run", "--dry_run"))
+    assert not (tmp_path / "run/exit.json").exists()
+
+
 def test_a_state_of_another_version_is_refused(text, tmp_path):
     """Never guessed."""
     folder = saved(tmp_path, 1)
     page = json.loads((folder / MANIFEST).read_text())
     for version in (0, 2, "1", None):
         (folder / MANIFEST).write_text(json.dumps({**page, "format": version}))
-        assert "format" in damage(folder)
+        assert damage(folder) == f"it was written in format {version!r}, and this version reads 1"
