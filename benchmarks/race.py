@@ -45,7 +45,10 @@ def run(name: str, seed: int, flags: list[str], folder: Path) -> dict[str, Any]:
     place = folder / f"{name}-{seed}"
     words = [str(RECIPES[name]), *flags, "--seed", str(seed), "--output_dir", str(place)]
     command = [sys.executable, "scripts/train.py", *words, "--resume_from_checkpoint", "no"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     records = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     evaluations = [record for record in records if record["kind"] == "eval"]
     curve = [(record["seconds"], record["loss"]) for record in evaluations if not record["full"]]

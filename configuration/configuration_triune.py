@@ -15,12 +15,16 @@ built. This file itself needs no torch.
 
 import dataclasses
 import difflib
+import functools
+import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers.configuration_utils import PreTrainedConfig
 
 from triune.configuration.configuration_card import put_card
@@ -59,15 +63,21 @@ def is_integer(value) -> bool:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """One that float32 holds: JSON, as Python reads it, also has NaN and Infinity."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+LARGEST = 3.4e38  # of float32
+MOST = 2**31 - 1  # what a side of a tensor may have on every device
 
 
 def flag(default: bool) -> Option:
     return Option(default, "True or False", lambda value: isinstance(value, bool))
 
 
-def integer(default: int, low: int) -> Option:
-    return Option(default, f"an integer of at least {low}", lambda value: is_integer(value) and value >= low)
+def integer(default: int, low: int, high: int = MOST) -> Option:
+    allowed = f"an integer of at least {low}" if high == MOST else f"an integer from {low} to {high:,}"
+    return Option(default, allowed, lambda value: is_integer(value) and low <= value <= high)
 
 
 def positive(default: float) -> Option:
@@ -91,7 +101,7 @@ def optional(option: Option) -> Option:
 
 def is_extent(value) -> bool:
     sides = value if isinstance(value, (list, tuple)) else [value, value]
-    return len(sides) == 2 and all(is_integer(side) and side > 0 for side in sides)
+    return len(sides) == 2 and all(is_integer(side) and 0 < side <= MOST for side in sides)
 
 
 # Names in transformers' table of activations (ACT2FN), and "elu". Listed, because that table imports torch; a test
@@ -186,7 +196,9 @@ AXES: dict[str, dict[str, dict[str, Option]]] = {
 
 # Plain fields: what is allowed beyond the declared type.
 FIELDS: dict[str, Option] = {
-    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), integer(1, 1)),
+    "hidden_size": integer(1, 1, MOST // 4),  # four of it are a default
+    "num_attention_heads": integer(1, 1),
+    "num_hidden_layers": integer(1, 1, 2_000),  # the deepest that were published have 1,000
     **dict.fromkeys(
         ("num_key_value_heads", "head_dim", "intermediate_size")
         + ("vocab_size", "max_position_embeddings", "sliding_window"),
@@ -200,6 +212,43 @@ FIELDS: dict[str, Option] = {
         one_of("single_label_classification", "multi_label_classification", "regression"),
     ),
     "hidden_act": ACTIVATION,
+}
+
+# What transformers' own class believes unseen: it looks a dtype up among all that torch has, and makes a table of so
+# many labels.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+INHERITED: dict[str, Option] = {
+    "dtype": Option(
+        None,
+        f"None or one of {', '.join(map(repr, DTYPES))}",
+        lambda value: value is None or value in DTYPES or type(value).__name__ == "dtype",
+    ),
+    "num_labels": integer(2, 1, 100_000),
+    "id2label": Option(
+        None,
+        "None or a table from whole numbers to names",
+        lambda value: (
+            value is None or (bool(value) and isinstance(value, dict) and all(str(key).isdecimal() for key in value))
+        ),
+    ),
+    **dict.fromkeys(
+        ("output_hidden_states", "output_attentions", "_output_attentions", "return_dict"), optional(flag(False))
+    ),
+    "architectures": Option(
+        None,
+        "None or a list of names",
+        lambda value: value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value)),
+    ),
+    "is_encoder_decoder": flag(False),
+    "chunk_size_feed_forward": integer(0, 0),
+    **dict.fromkeys(
+        ("attn_implementation", "_attn_implementation"),
+        Option(
+            None,
+            "None, the name of a kernel, or a table from stacks to names",
+            lambda value: value is None or isinstance(value, (str, dict)),
+        ),
+    ),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,6 +289,12 @@ FOREIGN_KEYS = frozenset(
     ("name_or_path", "model_type", "auto_map", "quantization_config", "torch_dtype", "num_labels")
     + ("attn_implementation", "experts_implementation", "output_attentions", "tie_last_hidden_states")
 )
+# Keys by which a file makes transformers change a model in ways that Triune has other fields for, or none.
+REFUSED_KEYS = {
+    "rope_parameters": "the position field says how positions enter",
+    "rope_scaling": "the position field says how positions enter",
+    "per_layer_config": "all layers are alike but for layer_types",
+}
 KERNEL_KEYS = tuple(prefix + key for prefix in ("", "_") for key in ("attn_implementation", "experts_implementation"))
 
 
@@ -253,10 +308,16 @@ def nearest(name: object, names) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def shown(value: object) -> str:
+    """For a message; the beginning of what is long."""
+    words = repr(value)
+    return words if len(words) <= 200 else f"{words[:200]}... ({len(words):,} characters)"
+
+
 def checked(name: str, option: Option, value: Any) -> Any:
     if not option.accepts(value):
         guess = nearest(value, ACTIVATIONS) if name == "hidden_act" else ""
-        raise ValueError(f"{name}={value!r} is not allowed: it must be {option.allowed}{guess}")
+        raise ValueError(f"{name}={shown(value)} is not allowed: it must be {option.allowed}{guess}")
     return value
 
 
@@ -267,7 +328,7 @@ def complete_entry(axis: str, value: str | dict) -> dict[str, Any]:
     choice = entry.pop("type", None)
     if not isinstance(choice, str) or choice not in choices:
         raise ValueError(
-            f"{axis} needs a type that is one of {', '.join(map(repr, choices))}, got {choice!r}"
+            f"{axis} needs a type that is one of {', '.join(map(repr, choices))}, got {shown(choice)}"
             f"{nearest(choice, choices)}"
         )
     options = choices[choice]
@@ -275,7 +336,7 @@ def complete_entry(axis: str, value: str | dict) -> dict[str, Any]:
     if unknown:
         known = ", ".join(map(repr, options)) or "none"
         raise ValueError(
-            f"{axis} {choice!r} has no option {unknown[0]!r}; its options: {known}{nearest(unknown[0], options)}"
+            f"{axis} {choice!r} has no option {shown(unknown[0])}; its options: {known}{nearest(unknown[0], options)}"
         )
     given = {key: checked(f"{axis}[{key!r}]", options[key], option) for key, option in entry.items()}
     return {"type": choice, **{key: given.get(key, option.default) for key, option in options.items()}}
@@ -319,17 +380,68 @@ def settable(compute: Callable) -> property:
     return property(read, write, doc=compute.__doc__)
 
 
+def strictly(kind: type) -> type:
+    """A strict dataclass, whose refusals are ValueErrors that say what they are about, as everywhere."""
+    kind = strict(kind)
+    assign, make = kind.__setattr__, kind.__init__
+
+    @functools.wraps(make)
+    def __init__(self, *given: Any, **named: Any) -> None:
+        try:
+            make(self, *given, **named)
+        except StrictDataclassClassValidationError as error:
+            raise ValueError(str(error.__cause__)) from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            assign(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            allowed = kind.__dataclass_fields__[name].type
+            raise ValueError(f"{name}={shown(value)} is not allowed: it must be of type {allowed}") from error
+
+    kind.__setattr__, kind.__init__ = __setattr__, __init__
+    return kind
+
+
+def machine_memory() -> float:
+    """In bytes; endless where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return math.inf
+
+
 class FamilyConfig(PreTrainedConfig):
     """What every configuration of the family shares: how it is read and written, and what it refuses."""
 
     heads: ClassVar[dict[str, Head]] = {}  # the models of this configuration
     auto_classes: ClassVar[dict[str, str]] = {}  # what a saved folder tells the auto classes
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in INHERITED:
+            checked(name, INHERITED[name], value)
+        super().__setattr__(name, value)
+
+    def sizes(self) -> dict[str, int]:
+        """About how many numbers a model has, by the fields that they follow from; without biases and norms."""
+        stacks = {name: getattr(self, name).sizes() for name in self.sub_configs}
+        return {f"{name}: {fields}": count for name, sizes in stacks.items() for fields, count in sizes.items()}
+
     def check(self) -> None:
         """Refuse what cannot be. A subclass has its own rules."""
 
     def check_head(self, head: str) -> None:
         """Refuse a head that cannot stand on this configuration."""
+
+    def check_memory(self, bytes_each: int = 4) -> None:
+        """Refuse a model that this machine cannot hold. The system would not refuse it: it ends the process."""
+        sizes, memory = self.sizes(), machine_memory()
+        needed = bytes_each * sum(sizes.values())
+        if needed > memory:
+            raise ValueError(
+                f"a model of this configuration takes about {needed / 1e9:,.1f} GB, and this machine has "
+                f"{memory / 1e9:,.1f} GB; most of it follows from {max(sizes, key=sizes.get)}"
+            )
 
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
         unknown = [key for key in kwargs if key not in FOREIGN_KEYS and not key.startswith("_")]
@@ -349,6 +461,8 @@ class FamilyConfig(PreTrainedConfig):
                 + ("" if str(found).startswith("triune") else "; triune.conversion.load reads published models")
             )
         refuse_remote_kernels(config_dict)
+        for key in REFUSED_KEYS.keys() & config_dict.keys():
+            raise ValueError(f"config.json sets {key}, which {cls.__name__} does not have: {REFUSED_KEYS[key]}")
         kept = {key: value for key, value in config_dict.items() if cls._may_come_from_a_file(key)}
         return super().from_dict({**kept, "_from_user": False}, **kwargs)
 
@@ -383,7 +497,7 @@ class FamilyConfig(PreTrainedConfig):
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
-@strict
+@strictly
 class TriuneConfig(FamilyConfig):
     r"""
     One stack of the Triune family. Axis fields (`AXES`) take the name of a choice, or a dict with its options.
@@ -517,7 +631,7 @@ class TriuneConfig(FamilyConfig):
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         patch = self.embedding["patch_size"]
         if height % patch or width % patch:
-            raise ValueError(f"image_size={size!r} is not divisible by patch_size={patch}")
+            raise ValueError(f"embedding image_size={size!r} is not divisible by patch_size={patch}")
         return height // patch, width // patch
 
     @property
@@ -545,6 +659,28 @@ class TriuneConfig(FamilyConfig):
         kind = self.pooling["type"]
         rows, columns = self.grid if kind == "patches" else (1, 1)
         return self.hidden_size * (2 if kind == "cls_and_mean" else rows * columns)
+
+    def sizes(self) -> dict[str, int]:
+        size, entry, layers = self.hidden_size, self.embedding, self.num_hidden_layers
+        heads = self.num_attention_heads + self.num_key_value_heads
+        maps = 3 if self.feed_forward["type"] == "gated" else 2
+        labels = self.num_labels if self.classifier["type"] == "linear" else self.classifier["hidden_size"] or size
+        found = {
+            "hidden_size, num_attention_heads, head_dim, num_hidden_layers": 2 * layers * size * heads * self.head_dim,
+            "hidden_size, intermediate_size, num_hidden_layers": maps * layers * size * self.intermediate_size,
+            "hidden_size, num_labels, pooling, classifier": self.pooled_size * labels + size * self.num_labels,
+        }
+        if self.position["type"] in ("learned", "sinusoidal"):
+            found["hidden_size, max_position_embeddings, embedding, position"] = size * self.num_positions
+        if self.position["type"] == "relative":
+            found["num_attention_heads, position"] = self.num_attention_heads * self.position["num_buckets"]
+        if entry["type"] == "tokens":
+            tables = 1 if self.tie_word_embeddings else 2
+            found["vocab_size, hidden_size"] = size * (tables * self.vocab_size + entry["type_vocab_size"])
+        else:
+            pixels = entry["num_channels"] * entry["patch_size"] ** 2
+            found["embedding, hidden_size"] = size * (pixels + entry["num_register_tokens"])
+        return found
 
     @property
     def adds_to_scores(self) -> bool:

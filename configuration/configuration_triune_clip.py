@@ -11,8 +11,6 @@ learned query), a linear map for each tower, a factor on the similarities and, f
 import math
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-
 from triune.configuration.configuration_composite import CompositeConfig, composite_preset
 from triune.configuration.configuration_triune import (
     Head,
@@ -23,6 +21,7 @@ from triune.configuration.configuration_triune import (
     is_number,
     one_of,
     positive,
+    strictly,
 )
 
 
@@ -40,7 +39,7 @@ CLIP_FIELDS: dict[str, Option] = {
 }
 
 
-@strict
+@strictly
 class TriuneCLIPConfig(CompositeConfig):
     r"""
     Two stacks that are trained on pairs of an image and a text.
@@ -102,12 +101,18 @@ class TriuneCLIPConfig(CompositeConfig):
         own = {"text": self.text.hidden_size, "vision": self.vision.hidden_size}
         return {tower: own[tower] if kind == "none" else self.projection_dim for tower, kind in kinds.items()}
 
+    def sizes(self) -> dict[str, int]:
+        width = self.text.hidden_size + self.vision.hidden_size
+        return {**super().sizes(), "hidden_size, projection_dim": width * self.projection_dim}
+
     def check(self) -> None:
         super().check()
-        if self.vision.pooling["type"] == "patches":
-            raise ValueError(
-                "vision pooling 'patches' is not allowed: an image has one vector here, as wide as its stack"
-            )
+        for name in self.sub_configs:
+            pooling = getattr(self, name).pooling["type"]
+            if pooling in ("patches", "cls_and_mean"):
+                raise ValueError(
+                    f"{name} pooling {pooling!r} is not allowed: a tower makes one vector here, as wide as its stack"
+                )
         text, vision = self.widths["text"], self.widths["vision"]
         if text != vision:
             raise ValueError(

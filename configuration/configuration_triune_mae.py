@@ -16,10 +16,8 @@ Source: https://arxiv.org/abs/2111.06377.
 
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
-
 from triune.configuration.configuration_composite import CompositeConfig, composite_preset
-from triune.configuration.configuration_triune import Head, TriuneConfig, is_number
+from triune.configuration.configuration_triune import Head, TriuneConfig, is_number, strictly
 
 
 WAVES = {"type": "sinusoidal", "dimensions": 2, "layout": "concatenated"}  # the authors' table
@@ -33,7 +31,7 @@ HEADS: dict[str, Head] = {
 MODEL = "modeling_triune_mae.TriuneForMaskedImageModeling"
 
 
-@strict
+@strictly
 class TriuneMAEConfig(CompositeConfig):
     r"""
     Args:
@@ -67,7 +65,7 @@ class TriuneMAEConfig(CompositeConfig):
         if given is None or isinstance(given, dict):
             given = given or {}
             entry = given.get("embedding", {})
-            entry = {"type": entry} if isinstance(entry, str) else entry
+            entry = entry if isinstance(entry, dict) else {"type": entry}
             own = {"embedding": {"type": "patches"}} if name == "encoder" else self._decoder_defaults()
             given = {"position": WAVES, **own, **given, "embedding": {**own["embedding"], **entry}}
         return super()._stack(name, given, from_user)
@@ -120,7 +118,8 @@ class TriuneMAEConfig(CompositeConfig):
                     f"decoder embedding[{key!r}]={found!r} contradicts the encoder, from which it follows "
                     f"({needed!r}): leave the decoder's embedding out"
                 )
-        if not is_number(self.mask_ratio) or not 0 < self.num_visible < self.num_patches:
+        share = is_number(self.mask_ratio) and 0 < self.mask_ratio < 1
+        if not share or not 0 < self.num_visible < self.num_patches:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio!r} is not allowed: it must be between 0 and 1, and leave at least one "
                 f"of {self.num_patches} patches visible and one masked"
@@ -134,7 +133,9 @@ class TriuneMAEConfig(CompositeConfig):
                 f"that is added to each of them: {', '.join(ADDED)}"
             )
         if set(stack.layer_types) != {"full_attention"}:
-            raise ValueError(f"{name} has sliding windows, which mean nothing where patches are left out")
+            raise ValueError(
+                f"{name} has sliding_window={stack.sliding_window}, which means nothing where patches are left out"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

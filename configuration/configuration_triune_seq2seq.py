@@ -10,13 +10,11 @@ which a target begins and ends.
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-
 from triune.configuration.configuration_composite import CompositeConfig, changed_stack, preset_fields
-from triune.configuration.configuration_triune import Head, TriuneConfig
+from triune.configuration.configuration_triune import Head, TriuneConfig, strictly
 
 
-@strict
+@strictly
 class TriuneSeq2SeqConfig(CompositeConfig):
     r"""
     Two stacks of tokens; each layer of the decoder has attention to the encoder's last hidden states.
@@ -75,6 +73,11 @@ class TriuneSeq2SeqConfig(CompositeConfig):
     def initializer_range(self) -> float:
         """What is not a stack's starts as the decoder does."""
         return self.decoder.initializer_range
+
+    def sizes(self) -> dict[str, int]:
+        """Beside those of the stacks, the keys and values that the decoder makes of the encoder's states."""
+        width = self.decoder.num_key_value_heads * self.decoder.head_dim * self.decoder.num_hidden_layers
+        return {**super().sizes(), "encoder hidden_size, decoder head_dim": 2 * self.encoder.hidden_size * width}
 
     def check(self) -> None:
         super().check()

@@ -203,6 +203,7 @@ class TriuneForMaskedLM(TriuneLanguageModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             wanted=asked(labels, loss_only),
+            return_dict=True,
             **kwargs,
         )
         logits, loss = self.answer(outputs.last_hidden_state, labels, loss_only, **kwargs)
@@ -264,6 +265,7 @@ class TriuneForPreTraining(TriuneLanguageModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             wanted=asked(labels, loss_only),
+            return_dict=True,
             **kwargs,
         )
         logits, loss = self.answer(outputs.last_hidden_state, labels, loss_only, **kwargs)
@@ -360,6 +362,7 @@ class TriuneForCausalLM(TriuneLanguageModel, GenerationMixin):
             use_cache=use_cache,
             token_type_ids=token_type_ids,
             wanted=asked(shifted(labels, kwargs.get("shift_labels")), loss_only),
+            return_dict=True,
             **kwargs,
         )
         kept = keep_positions(outputs.last_hidden_state, logits_to_keep)
@@ -409,6 +412,7 @@ class TriuneForImageClassification(TriunePreTrainedModel):
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             wanted=pooled_alone(loss_only),
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
@@ -455,6 +459,7 @@ class TriuneForSequenceClassification(TriunePreTrainedModel):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             wanted=pooled_alone(loss_only and attention_mask is not None),
+            return_dict=True,
             **kwargs,
         )
         pooled = outputs.pooler_output
@@ -504,6 +509,7 @@ class TriuneForTokenClassification(TriunePreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             wanted=asked(labels, loss_only),
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)

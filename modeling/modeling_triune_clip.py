@@ -188,7 +188,12 @@ class TriuneCLIPModel(TriunePreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """The text tower; `pooler_output` is the projected vector, not normalised."""
         outputs = self.text_model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            return_dict=True,
+            **kwargs,
         )
         read = up_to_the_end(input_ids, attention_mask, self.config.text.eos_token_id)
         pooled = self.text_projection(self.text_model.pooler(outputs.last_hidden_state, read))
@@ -203,7 +208,7 @@ class TriuneCLIPModel(TriunePreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """The vision tower; `pooler_output` is the projected vector, not normalised."""
         outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         return features(outputs, self.visual_projection(self.vision_head(outputs)))
 
@@ -237,6 +242,7 @@ class TriuneCLIPModel(TriunePreTrainedModel):
                 must ask for it, with equally many pairs.
             num_items_in_batch: The pairs of a step in all processes, which replaces the number of pairs here.
         """
+        kwargs |= {"return_dict": True}
         vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
         text = self.get_text_features(input_ids, attention_mask, position_ids, token_type_ids=token_type_ids, **kwargs)
         images, texts = (F.normalize(tower.pooler_output, dim=-1) for tower in (vision, text))

@@ -150,7 +150,7 @@ class TriuneForMaskedImageModeling(TriunePreTrainedModel):
             noise: A number for each patch (batch, patches): those with the lowest stay visible. Default: random ones.
             num_items_in_batch: The masked patches of all micro-batches of a step.
         """
-        seen = self.model(pixel_values, noise=noise, **kwargs)
+        seen = self.model(pixel_values, noise=noise, return_dict=True, **kwargs)
         logits = self.pixel_head(self.draw(seen.last_hidden_state, seen.ids_restore))
         target = target_pixels(pixel_values, self.patch_size, self.config.norm_pix_loss)
         return TriuneMAEOutput(

@@ -178,6 +178,7 @@ class TriuneSeq2SeqModel(TriuneSeq2SeqPreTrainedModel):
                 inputs_embeds=inputs_embeds,
                 token_type_ids=token_type_ids,
                 wanted=None if wanted is None else torch.ones((), dtype=torch.bool),
+                return_dict=True,
                 **kwargs,
             )
         decoded = self.decoder(
@@ -190,6 +191,7 @@ class TriuneSeq2SeqModel(TriuneSeq2SeqPreTrainedModel):
             encoder_hidden_states=encoder_outputs[0],
             encoder_attention_mask=attention_mask,
             wanted=wanted,
+            return_dict=True,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -268,6 +270,7 @@ class TriuneForConditionalGeneration(TriuneSeq2SeqPreTrainedModel, GenerationMix
             use_cache=use_cache,
             token_type_ids=token_type_ids,
             wanted=asked(labels, loss_only),
+            return_dict=True,
             **kwargs,
         )
         hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)

@@ -345,6 +345,8 @@ class TriunePreTrainedModel(PreTrainedModel):
         config.check()
         for base in type(self).__mro__:
             config.check_head(base.__name__)
+        if nn.LayerNorm(1).weight.device.type == "cpu":  # not where sizes alone are asked for
+            config.check_memory(torch.get_default_dtype().itemsize)
 
     @property
     def _supports_flash_attn(self) -> bool:
@@ -453,6 +455,8 @@ class Transformer(TriunePreTrainedModel):
             return inputs_embeds
         grid = self.embeddings.grid(given[0] if inputs_embeds is None else None, interpolate_pos_encoding)
         x = self.embed_tokens(given[0]) if inputs_embeds is None else inputs_embeds
+        if not x.shape[1]:
+            raise ValueError(f"the input has no tokens: its shape is {tuple(given[0].shape)}")
         if position_ids is None:
             position_ids = next_positions(x, past_key_values)
         addend = self.positions.addend(x, self.embeddings.places(x, position_ids), grid)

@@ -69,7 +69,7 @@ def known(error: RuntimeError) -> str | None:
     if "gloo" in str(error) or type(error).__name__.startswith("Dist"):
         return f"another process has ended or does not answer; what it says itself is the cause ({said})"
     if "DataLoader" in str(error):
-        return f"a worker that reads data has ended ({said}); --dataloader_num_workers 0 shows what it meets"
+        return f"a worker that reads data gives none ({said}); --dataloader_num_workers 0 shows what it meets"
     return None
 
 

@@ -100,6 +100,7 @@ class DataArguments:
     mixup_alpha: float = text(0.0, "pairs of them mixed with a share drawn from Beta(alpha, alpha); 0: never")
     cutmix_alpha: float = text(0.0, "a rectangle of another pasted in, the same; with both, one or the other")
     dataloader_num_workers: int = text(0, "processes that prepare batches beside the training process")
+    verify_data: bool = text(False, "read every sample once, list those that cannot be read, and end")
 
 
 @dataclass
@@ -145,7 +146,7 @@ class TrainingArguments:
     resume_from_checkpoint: str = text(
         "auto", "auto: go on where this run folder stopped; no: start over; or a folder"
     )
-    ddp_timeout: int = text(1800, "seconds after which processes that wait for another one give up")
+    ddp_timeout: int = text(1800, "seconds after which those who wait for another process give up")
     dry_run: bool = text(False, "build everything, print the plan and its cost, run one step, write nothing")
     list: bool = text(False, "list the recipes and the tasks")
 
@@ -163,7 +164,7 @@ class Arguments:
         groups = (self.model, self.data, self.training)
         flags = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
         flags["config"] = options_of("config", self.model.config) or None
-        return {key: value for key, value in flags.items() if key not in ("list", "dry_run")}
+        return {key: value for key, value in flags.items() if key not in ("list", "dry_run", "verify_data")}
 
     def differing(self) -> dict[str, Any]:
         """The recipe that gives this run, as it can be shown to anyone: the flags that are not at their defaults, and
@@ -200,7 +201,7 @@ class Arguments:
 
 
 # Where a run lies and how it is watched: of no use elsewhere, and nobody's business.
-ABOUT_HERE = frozenset({"output_dir", "resume_from_checkpoint", "report_to", "dry_run", "list"})
+ABOUT_HERE = frozenset({"output_dir", "resume_from_checkpoint", "report_to", "dry_run", "verify_data", "list"})
 
 
 def without_folders(word: str) -> str:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from triune.configuration import CONFIGS, TriuneConfig, merged, preset_of, stacks_of
@@ -15,11 +17,12 @@ from triune.training.adapters import add_adapters
 from triune.training.arguments import Arguments, TrainingArguments, options_of
 from triune.training.console import Console
 from triune.training.optimizers import build_optimizer, choice_of, parameter_groups
-from triune.training.prediction import load_config, model_type
+from triune.training.prediction import check_hashes, load_config, model_type, refuse_not_finite
 from triune.training.report import tracker_names
 from triune.training.sampling import Plan
 from triune.training.schedules import factor
 from triune.training.tasks.task import Task
+from triune.training.tokenizers import first_line
 
 
 WITHOUT_TABLE = ("none", "rotary", "relative")  # positions that a longer sequence does not run out of
@@ -138,6 +141,7 @@ def saved_model(source: str, task: Task, kernel: str | None) -> tuple[PreTrained
     for name in ("id2label", "label2id"):
         if name in fields:
             setattr(config, name, fields[name])
+    check_hashes(Path(source))
     try:
         model, loading = task.head.from_pretrained(
             source,
@@ -146,10 +150,11 @@ def saved_model(source: str, task: Task, kernel: str | None) -> tuple[PreTrained
             output_loading_info=True,
             attn_implementation=kernel,
             ignore_mismatched_sizes=True,
+            use_safetensors=True,
             dtype=torch.float32,  # whatever it was saved in: the optimiser needs small steps
         )
-    except OSError as error:
-        raise ValueError(f"model_name_or_path={source!r} is no model: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model_name_or_path={source!r} is no model: {first_line(error)}") from error
     if renamed:
         model._weight_conversions = None  # or transformers would save it under the names that it was loaded from
     fresh = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
@@ -159,6 +164,7 @@ def saved_model(source: str, task: Task, kernel: str | None) -> tuple[PreTrained
     if inside:
         some = ", ".join(inside[:5])
         raise ValueError(f"model_name_or_path={source!r} does not fit: {some} missing, or of another size")
+    refuse_not_finite(model, source)
     return model, fresh
 
 

@@ -62,7 +62,7 @@ def choose_threads(recorded: int | None = None) -> str:
     """Set the number of threads, and say why. Where other work keeps cores busy, all of them together can be slower
     than one. A resumed run takes what it had: sums in another order differ in their last bit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if recorded is not None and recorded <= cores:
+    if recorded is not None and 1 <= recorded <= cores:
         torch.set_num_threads(recorded)
         return f"{recorded} of {cores} cores, as before"
     if "OMP_NUM_THREADS" in os.environ:

@@ -20,7 +20,7 @@ SUMMARY = "summary.json"  # written last: a run that has one is complete
 MAY_CHANGE = frozenset(
     {
         *("output_dir", "resume_from_checkpoint", "dry_run", "report_to", "max_minutes", "max_train_tokens"),
-        "ddp_timeout",
+        *("ddp_timeout", "verify_data"),
         *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience"),
         *("dataloader_num_workers", "per_device_eval_batch_size", "load_best_model_at_end"),
         # the samples of a step are the same however they are dealt out: their product is compared
@@ -59,7 +59,9 @@ def recorded(arguments: Arguments) -> Start:
 def refuse_changes(checkpoint: Path, page: dict[str, Any], now: dict[str, Any]) -> None:
     """A run goes on as what it was. A flag that is newer than the checkpoint had its default."""
     defaults = {name: field.default for name, field in known_flags().items()}
-    changed = state.differences({**defaults, **page["arguments"]}, {**defaults, **now["arguments"]}, MAY_CHANGE)
+    changed = state.differences(
+        {**defaults, **(page.get("arguments") or {})}, {**defaults, **now["arguments"]}, MAY_CHANGE
+    )
     for name, field in (("data", "data"), ("samples of a step", "per_step"), ("precision", "precision")):
         changed += state.differences({name: page.get(field)}, {name: now.get(field)}, frozenset())
     if changed:

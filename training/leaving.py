@@ -199,7 +199,7 @@ def show_end(loop: Loop, result: dict[str, Any], model: Path, drawn: list[Path])
     rate = number(progress.units / max(progress.seconds, 1e-9))
     rows["time"] = f"{clock(progress.seconds)} of training, {rate} {task.unit} a second"
     if progress.replaced:
-        rows["replaced"] = f"{progress.replaced:,} samples that could not be read"
+        rows["replaced"] = f"{progress.replaced:,} samples that could not be read; --verify_data lists them"
     if progress.skipped:
         rows["skipped"] = f"{progress.skipped:,} steps without a finite gradient"
     rows["model"] = f"{model}/" + (", with its card: README.md" if (model / content.CARD).is_file() else "")

@@ -22,11 +22,12 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
-def loader(dataset: Dataset, collate, workers: int, **how) -> DataLoader:
+def loader(dataset: Dataset, collate, workers: int = 0, timeout: float = 0, **how) -> DataLoader:
     return DataLoader(
         dataset,
         collate_fn=collate,
         num_workers=workers,
+        timeout=timeout if workers else 0,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         **how,
@@ -34,15 +35,22 @@ def loader(dataset: Dataset, collate, workers: int, **how) -> DataLoader:
 
 
 def training_steps(
-    task: Task, plan: Plan, seed: int, first_step: int, last_step: int, rank: int, workers: int
+    task: Task,
+    plan: Plan,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    rank: int,
+    workers: int = 0,
+    timeout: float = 0,
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of each step, from a step on."""
+    """The micro-batches of each step, from a step on. `timeout`: seconds that a worker may take for one."""
     if isinstance(task.train, IterableDataset):
         source = {"dataset": task.train.dealt(plan, first_step, last_step, rank), "batch_size": None}
     else:
         sampler = MicroBatches(plan, seed, first_step, last_step, rank, task.order(plan))
         source = {"dataset": task.train, "batch_sampler": sampler}
-    batches = iter(loader(**source, collate=task.collate, workers=workers))
+    batches = iter(loader(**source, collate=task.collate, workers=workers, timeout=timeout))
     for _ in range(first_step, last_step):
         yield [next(batches) for _ in range(plan.accumulation)]
 
@@ -67,4 +75,4 @@ def evaluation_batches(task: Task, dataset: Dataset, per_device: int, world: int
         raise ValueError("the validation set is empty")
     filled = Filled(dataset, task)
     sampler = EvaluationBatches(len(dataset), per_device, world, rank)
-    return loader(filled, collate=filled.collate, workers=0, batch_sampler=sampler)
+    return loader(filled, collate=filled.collate, batch_sampler=sampler)

@@ -26,7 +26,7 @@ from triune.training.console import Console
 from triune.training.ema import Ema
 from triune.training.evaluation import answers
 from triune.training.loading import training_steps
-from triune.training.metrics import collapsed
+from triune.training.metrics import collapsed, diverged
 from triune.training.optimizers import set_learning_rate
 from triune.training.report import PREVIEW, RECORDS, SKIPPED, Report
 from triune.training.sampling import Plan, generator, step_keys
@@ -57,6 +57,22 @@ class Progress:
     stale: int = 0  # evaluations since the best
     replaced: int = 0  # samples that could not be read
     skipped: int = 0  # steps without a finite gradient
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> "Progress":
+        """From a page, where somebody may have written anything."""
+        progress, plain = cls(**content), cls()
+        for name, value in vars(progress).items():
+            own = {} if name == "best" and value is not None else getattr(plain, name)
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            if not is_like(value, own) or not all(is_like(one, 0.0) or one is None for one in inner):
+                raise TypeError(f"progress.{name} cannot be {value!r}")
+        return progress
+
+
+def is_like(value: Any, own: Any) -> bool:
+    """Of the same kind; whole numbers stand for others."""
+    return isinstance(value, type(own) if not isinstance(own, float) else (int, float)) and not isinstance(value, bool)
 
 
 @dataclass
@@ -118,7 +134,9 @@ class Loop:
         settings, progress = self.settings, self.progress
         rank, workers = self.accelerator.process_index, self.arguments.data.dataloader_num_workers
         place = (progress.step, settings.max_steps, rank)
-        with closing(training_steps(self.task, self.plan, settings.seed, *place, workers)) as steps:
+        with closing(
+            training_steps(self.task, self.plan, settings.seed, *place, workers, self.settings.ddp_timeout)
+        ) as steps:
             return self.walk(steps)
 
     def walk(self, steps: Iterator[list[Batch]]) -> str:
@@ -289,9 +307,9 @@ class Loop:
         self.last_records = found
         if show:
             self.console.evaluation(line, self.baselines, preview, best=not full and self.is_better(metrics))
-        warning = collapsed(found) if show and progress.step else None
-        if warning:
-            self.console.warning(warning)
+        if show and progress.step:
+            for warning in (collapsed(found), diverged(progress.first.get("loss"), metrics["loss"])):
+                self.console.warning(warning) if warning else None
         return metrics
 
     def is_better(self, metrics: dict[str, float]) -> bool:
@@ -360,16 +378,20 @@ class Loop:
             raise errors[0] if errors else OSError(failed)
 
     def resume(self, checkpoint: Path) -> None:
-        page = state.load_checkpoint(checkpoint, self.bare, self.optimizer, self.ema)
-        self.progress = Progress(**page["progress"])
+        try:
+            page = state.load_checkpoint(checkpoint, self.bare, self.optimizer, self.ema)
+            self.progress = Progress.read(page["progress"])
+            if page["scaler"] and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(page["scaler"])
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise ValueError(f"{checkpoint} does not hold what this version writes ({words})") from error
         lost = None
         if self.accelerator.is_main_process:
             lost = state.adopt(checkpoint, self.folder / "checkpoints", state.best_of(page))
         if broadcast_object_list([lost])[0]:
             self.progress.best = None
             self.console.warning(f"the best weights so far are lost ({lost}): the next evaluation begins anew")
-        if page["scaler"] and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(page["scaler"])
 
     # -----------------------------------------------------------------------------------------------------------------
     # The end

@@ -149,6 +149,7 @@ def confusion(records: Records, num_classes: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 # Collapse
 
+FAR_ABOVE = 1.5  # times the first loss
 COLLAPSED_SHARE = 0.95
 FEWEST = 20  # of fewer, a share above 0.95 is all of them, which chance does too
 
@@ -162,6 +163,13 @@ def top_share(classes: np.ndarray) -> tuple[int, float]:
 def top_prediction_share(records: Records) -> tuple[int, float]:
     """What is predicted most often, and how often: near 1 where a model has stopped to look at its input."""
     return top_share(some(records).prediction)
+
+
+def diverged(first: float | None, now: float) -> str | None:
+    """A warning, where a held-out loss is far above that of the untrained model."""
+    if first is None or now <= FAR_ABOVE * first:  # also where it is no number
+        return None
+    return f"the loss was {first:.4g} before training and is {now:.4g}: lower learning_rate, or raise warmup_steps"
 
 
 def collapsed(records: Records) -> str | None:

@@ -8,6 +8,7 @@ shows, what is hidden of it.
 How each task answers is in `training/answering`, a file for each way; the table is below.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, CLIPProcessor, PreTrainedConfig, PreTrainedModel
 
 from triune.configuration import stack_reading
@@ -24,7 +25,9 @@ from triune.training.answering import classify, draw, fill, go_on, match, write
 from triune.training.answering.way import Answer, Saved, Way
 from triune.training.arguments import read_recipe
 from triune.training.data.image_sources import SUFFIXES
+from triune.training.durable import digest
 from triune.training.evaluation import run_of
+from triune.training.hub.content import GOLDEN
 from triune.training.image_processor import load_processor
 from triune.training.tasks import TASKS
 from triune.training.tokenizers import first_line, load_tokenizer
@@ -67,6 +70,7 @@ def load_config(name: str) -> FamilyConfig:
             f"{name!r} is a model of type {config.model_type!r}, and no Triune model: "
             "scripts/convert.py makes one of it"
         )
+    config.check_memory(getattr(config.dtype, "itemsize", 4))  # what a file lacks would be made before it is missed
     return config
 
 
@@ -86,10 +90,40 @@ def task_of(config: FamilyConfig, name: str) -> str:
 
 
 def load_model(name: str, head: type[PreTrainedModel], kernel: str | None = None) -> PreTrainedModel:
-    """The weights, all of them and no others: transformers only warns, and starts afresh what it does not find."""
+    """The weights, all of them and no others, as they were when the golden outputs beside them were written."""
+    check_hashes(Path(name))
+    return load_weights(name, head, kernel)
+
+
+def check_hashes(folder: Path) -> None:
+    """safetensors notices bytes that are missing, not bytes that are wrong. A folder without golden outputs passes."""
+    for file, sha256 in recorded_hashes(folder).items():
+        if not (folder / file).is_file() or digest(folder / file) != sha256:
+            raise ValueError(
+                f"{folder / file} has other bytes than when {GOLDEN} was written: it is damaged; or, if other weights "
+                f"were saved there on purpose, delete {GOLDEN}"
+            )
+
+
+def recorded_hashes(folder: Path) -> dict[str, str]:
+    if not (folder / GOLDEN).is_file():
+        return {}
+    try:
+        with safe_open(folder / GOLDEN, "pt") as file:
+            return json.loads(file.metadata()["golden"]).get("sha256", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{folder / GOLDEN} cannot be read: {first_line(error)}; it is damaged") from error
+
+
+def load_weights(name: str, head: type[PreTrainedModel], kernel: str | None = None) -> PreTrainedModel:
+    """transformers only warns, and starts afresh what it does not find."""
     try:
         model, found = head.from_pretrained(
-            name, output_loading_info=True, attn_implementation=kernel, ignore_mismatched_sizes=True
+            name,
+            output_loading_info=True,
+            attn_implementation=kernel,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
@@ -100,7 +134,14 @@ def load_model(name: str, head: type[PreTrainedModel], kernel: str | None = None
     if any(wrong.values()):
         listed = "; ".join(f"{kind}: {some(sorted(names))}" for kind, names in wrong.items() if names)
         raise ValueError(f"the weights of {name!r} do not fit {head.__name__}; {listed}")
+    refuse_not_finite(model, name)
     return model.eval()
+
+
+def refuse_not_finite(model: PreTrainedModel, name: str) -> None:
+    for parameter, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise ValueError(f"the weights of {name!r} are spoilt: {parameter} holds numbers that are not finite")
 
 
 def some(names: list[str]) -> str:

@@ -116,19 +116,23 @@ def train(arguments: Arguments, read_original: Reader | None = None) -> dict[str
     settings = arguments.training
     check_choices(settings)
     folder, first = Path(settings.output_dir), os.environ.get("RANK", "0") == "0"
-    with owned(folder) if first and not settings.dry_run else nullcontext():
-        if first and not settings.dry_run:
+    with owned(folder) if first and writes(arguments) else nullcontext():
+        if first and writes(arguments):
             clear(folder)
         with ending(folder, arguments):
             return build_and_train(arguments, recorded(arguments) if first else Start(), read_original)
 
 
+def writes(arguments: Arguments) -> bool:
+    return not (arguments.training.dry_run or arguments.data.verify_data)
+
+
 @contextmanager
 def ending(folder: Path, arguments: Arguments) -> Iterator[None]:
-    """However a run ends, its folder says so; a dry run is none."""
+    """However a run ends, its folder says so."""
 
     def note(status: int, reason: str) -> None:
-        if not arguments.training.dry_run:
+        if writes(arguments):
             note_end(folder, status, reason)
 
     try:
@@ -181,6 +185,8 @@ def build_and_train(arguments: Arguments, start: Start, read_original: Reader | 
         task = make_task(arguments)
         for line in task.describe():
             console.line("data", line)
+        if arguments.data.verify_data:
+            return verify(task, console)
         model = build_model(arguments, task, console, read_original)
         loop = assemble(arguments, task, model, accelerator, console, page)
         loop.page |= {"threads": torch.get_num_threads(), "precision": accelerator.mixed_precision}
@@ -191,6 +197,17 @@ def build_and_train(arguments: Arguments, start: Start, read_original: Reader | 
         return carry_out(loop, checkpoint, page)
     finally:
         console.close()
+
+
+def verify(task: Task, console: Console) -> dict[str, Any]:
+    count = 0
+    for fault in task.faults():
+        console.line("unreadable", fault)
+        count += 1
+    if count:
+        raise ValueError(f"{count:,} samples cannot be read")
+    console.note("every sample was read; nothing was trained or written")
+    return {}
 
 
 def assemble(
@@ -261,7 +278,7 @@ def measured_cost(loop: Loop, recorded: dict[str, Any]) -> tuple[Cost, Kernels, 
     """Counted and timed on one micro-batch, whose kernels are chosen on the way."""
     task, plan, settings, accelerator = loop.task, loop.plan, loop.settings, loop.accelerator
     loop.model.to(accelerator.device)
-    batch = next(training_steps(task, plan, settings.seed, 0, 1, accelerator.process_index, 0))[0]
+    batch = next(training_steps(task, plan, settings.seed, 0, 1, accelerator.process_index))[0]
     batch.pop("replaced", None)
     units, labels = task.units(batch), task.count(batch)
     batch = send_to_device(batch, accelerator.device)
@@ -304,16 +321,18 @@ def kernels_for(loop: Loop, recorded: dict[str, Any], batch: dict, work: Callabl
 
     if choice == "no" or accelerator.device.type != "cpu":
         chosen, words = Kernels(), Kernels().words()
-    elif "kernels" in recorded:
-        chosen, words = Kernels(recorded["kernels"], recorded.get("attention")), recorded["kernels"]
+    elif recorded.get("kernels"):
+        attention = recorded.get("attention") if recorded.get("attention") in ATTENTIONS else None
+        chosen, words = Kernels(recorded["kernels"], attention), recorded["kernels"]
     else:
         free = loop.arguments.model.attn_implementation is None and longest_row(model.config, batch) <= SHORT
-        those = candidates(accelerator.mixed_precision == "no", ("sdpa", "eager") if free else ())
+        those = candidates(accelerator.mixed_precision == "no", ATTENTIONS if free else ())
         chosen, words = agreed(choose_kernels(those, work, use))
     use(chosen)
     return chosen, words
 
 
+ATTENTIONS = ("sdpa", "eager")  # to choose from
 SHORT = 512  # tokens of a row whose attention may be done step by step: that keeps length x length numbers
 
 

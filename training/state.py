@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from triune.configuration.configuration_triune import shown
 from triune.training.durable import MANIFEST, PARTIAL, beside, damage, replace_folder
 from triune.training.shards import cut_like, whole
 from triune.training.writing import Writer
@@ -235,13 +236,28 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     return None, broken
 
 
+# What a page must hold, or may.
+KINDS: dict[str, Any] = {
+    "step": int,
+    "optimizer": dict,
+    **dict.fromkeys(("arguments", "progress"), dict | None),
+    **dict.fromkeys(("kernels", "attention", "precision", "data"), str | None),
+    **dict.fromkeys(("threads", "world", "per_step", "rest", "flops"), int | None),
+}
+
+
 def read_page(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / PAGE).is_file():
         raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} is not a checkpoint: it has no {PAGE}")
     try:
-        return json.loads((checkpoint / PAGE).read_text(encoding="utf-8"))
-    except ValueError as error:
+        page = json.loads((checkpoint / PAGE).read_text(encoding="utf-8"))
+        wrong = [name for name, kinds in KINDS.items() if not isinstance(page.get(name), kinds)]
+        best_of(page)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{checkpoint / PAGE} cannot be read: {error}; go on from another checkpoint") from error
+    if wrong:
+        raise ValueError(f"{checkpoint / PAGE} cannot be read: {wrong[0]}={shown(page.get(wrong[0]))} is not possible")
+    return page
 
 
 def load_checkpoint(checkpoint: Path, model, optimizer, averages=None) -> dict[str, Any]:

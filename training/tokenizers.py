@@ -7,6 +7,7 @@ characters give the text back when decoded; WordPiece keeps the words and their 
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -143,6 +144,7 @@ def load_or_train_tokenizer(
 
 def load_tokenizer(flag: str, name: str, max_length: int) -> PreTrainedTokenizerFast:
     """From a folder or the Hub, with what training needs of it. It is saved with the model, and for its length."""
+    refuse_large(Path(name) / "tokenizer.json", flag)
     try:
         # without asking on stdin whether to run code: no tokenizer of ours has any
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -164,5 +166,14 @@ def load_tokenizer(flag: str, name: str, max_length: int) -> PreTrainedTokenizer
     return tokenizer
 
 
+LARGEST = 10**8  # bytes; the largest that are published have a third of it
+
+
+def refuse_large(file: Path, flag: str) -> None:
+    if file.is_file() and file.stat().st_size > LARGEST:
+        size = file.stat().st_size
+        raise ValueError(f"{flag}={str(file.parent)!r}: tokenizer.json has {size:,} bytes; {LARGEST:,} are allowed")
+
+
 def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

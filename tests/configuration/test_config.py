@@ -93,7 +93,10 @@ REFUSED = {
     ),
     "options of another choice": ({"position": {"theta": 1.0}}, "position 'learned' has no option 'theta'"),
     "type that is no name": ({"position": {"type": ["rotary"]}}, "position needs a type that is one of"),
-    "size out of range": ({"hidden_size": 0}, "hidden_size=0 is not allowed: it must be an integer of at least 1"),
+    "size out of range": (
+        {"hidden_size": 0},
+        "hidden_size=0 is not allowed: it must be an integer from 1 to 536,870,911",
+    ),
     "optional size out of range": ({"head_dim": 0}, "head_dim=0 is not allowed: it must be None or an integer of at"),
     "window that no layer has": (
         {"num_hidden_layers": 1, "layer_types": ["full_attention"], "sliding_window": 4},

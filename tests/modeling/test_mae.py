@@ -381,7 +381,7 @@ REFUSED = {
     "text": ({"encoder": {"embedding": "tokens"}}, "needs embedding 'patches', got 'tokens'"),
     "causal": ({"decoder": {"attention": "causal"}}, "decoder of TriuneMAEConfig needs attention 'bidirectional'"),
     "rotary": ({"encoder": {"position": "rotary"}}, "encoder position 'rotary' is not allowed.* sinusoidal, learned"),
-    "windows": ({"decoder": {"sliding_window": 3}}, "decoder has sliding windows"),
+    "windows": ({"decoder": {"sliding_window": 3}}, "decoder has sliding_window=3, which means nothing"),
     "decoder's input": ({"decoder": {"embedding": {"num_channels": 7}}}, r"\['num_channels'\]=7 contradicts"),
     "unknown": ({"norm_pixel_loss": True}, "no field 'norm_pixel_loss'; did you mean 'norm_pix_loss'"),
     "unknown in a stack": ({"decoder": {"hidden": 3}}, "TriuneConfig has no field 'hidden'"),

@@ -85,6 +85,9 @@ class StoredImages:
     def __getitem__(self, index: int) -> tuple[torch.Tensor, bool]:
         return self.images.pixels[index], False
 
+    def faults(self) -> Iterator[str]:
+        return iter(())
+
     def prepared(self, size: tuple[int, int], channels: int) -> "StoredImages":
         """In so many channels and at this size, once and for all."""
         wanted = (channels, *size)
@@ -103,8 +106,15 @@ class DecodedImages:
 
     few = 2_000
 
-    def __init__(self, contents: "Contents", labels: torch.Tensor, names: Sequence[str], broken: dict[int, str]):
-        self.contents, self.labels, self.names = contents, labels, tuple(names)
+    def __init__(
+        self,
+        contents: "Contents",
+        labels: torch.Tensor,
+        names: Sequence[str],
+        broken: dict[int, str],
+        limited: bool = True,  # whether many broken ones are an error
+    ):
+        self.contents, self.labels, self.names, self.limited = contents, labels, tuple(names), limited
         self.channels = 3
         self.broken = dict(broken)  # place -> reason: those whose header is none, and what is found later
         self.refuse_broken()
@@ -146,8 +156,16 @@ class DecodedImages:
     def refuse_broken(self) -> None:
         """A few are replaced, many are an error."""
         count, total = len(self.broken), len(self)
-        if count == total or (count > UNREADABLE_COUNT and count > UNREADABLE_SHARE * total):
+        many = count == total or (count > UNREADABLE_COUNT and count > UNREADABLE_SHARE * total)
+        if many and self.limited:
             raise ValueError(f"{count:,} of {total:,} images cannot be read: {self.examples()}")
+
+    def faults(self) -> Iterator[str]:
+        """Every image that cannot be read, and why."""
+        for place in range(len(self)):
+            self.decoded(place)
+            if place in self.broken:
+                yield f"{self.contents.where(place)}: {self.broken[place]}"
 
     def examples(self) -> str:
         shown = [f"{self.contents.where(place)} ({why})" for place, why in sorted(self.broken.items())[:3]]
@@ -155,7 +173,7 @@ class DecodedImages:
 
     def prepared(self, size: tuple[int, int], channels: int) -> "DecodedImages":
         """In so many channels; what size they get is for the reader to say."""
-        other = DecodedImages(self.contents, self.labels, self.names, self.broken)
+        other = DecodedImages(self.contents, self.labels, self.names, self.broken, self.limited)
         other.channels = channels
         return other
 
@@ -471,7 +489,7 @@ def without(listing: Listing, look: Checked, other: Checked) -> tuple[Listing, C
     return listing.take(kept), Checked([look.digests[place] for place in kept], broken, look.shapes)
 
 
-def image_set(listing: Listing, look: Checked, names: list[str], field: str) -> DecodedImages:
+def image_set(listing: Listing, look: Checked, names: list[str], field: str, limited: bool) -> DecodedImages:
     if not listing.classes:
         raise ValueError(f"{field} holds no image")
     numbers = {name: number for number, name in enumerate(names)}
@@ -482,7 +500,7 @@ def image_set(listing: Listing, look: Checked, names: list[str], field: str) -> 
                 f"classes: {', '.join(names)}"
             )
     labels = torch.tensor([numbers[name] for name in listing.classes])
-    return DecodedImages(listing.contents, labels, names, look.broken)
+    return DecodedImages(listing.contents, labels, names, look.broken, limited)
 
 
 def sets_of_files(
@@ -503,8 +521,8 @@ def sets_of_files(
         digest.update(repr(list(zip(listing.classes, side.digests))).encode())
     shapes = looks[0].shapes | looks[1].shapes
     return ImageSets(
-        train=image_set(train, look, names, "the training set"),
-        validation=image_set(validation, looks[1], names, "the validation set"),
+        train=image_set(train, look, names, "the training set", not data.verify_data),
+        validation=image_set(validation, looks[1], names, "the validation set", not data.verify_data),
         names=tuple(names),
         source=source,
         fingerprint=digest.hexdigest(),

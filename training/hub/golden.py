@@ -40,10 +40,11 @@ from transformers import AutoTokenizer
 import triune.modeling as modeling
 from triune.configuration import TriuneConfig, TriuneMAEConfig, TriuneSeq2SeqConfig, stack_reading
 from triune.configuration.configuration_triune import FamilyConfig
-from triune.training.hub.content import GOLDEN, TOKENIZER, Content
+from triune.training.durable import digest
+from triune.training.hub.content import GOLDEN, TOKENIZER, Content, weight_files
 from triune.training.hub.scan import redact
 from triune.training.image_processor import load_processor, processed
-from triune.training.prediction import load_config, load_model
+from triune.training.prediction import load_config, load_weights
 from triune.training.tokenizers import first_line
 
 
@@ -157,7 +158,7 @@ def compute(folder: Path) -> bytes:
     head = head_of(config, folder)
     auto_class = config.heads[head].auto_class
     tensors, how = inputs(folder, config)
-    model = load_model(str(folder), getattr(modeling, head))
+    model = load_weights(str(folder), getattr(modeling, head))
     answer = answered(model, inputs_of(tensors), attribute_of(auto_class))
     padding = None if "inputs.decoder_input_ids" in tensors else tensors.get("inputs.attention_mask")
     tensors |= kept(answer, padding, f"outputs.{output_of(auto_class)}")
@@ -169,6 +170,7 @@ def compute(folder: Path) -> bytes:
         "attention": model.config._attn_implementation,
         "threads": 1,
         "versions": {name: installed(name) for name in ("torch", "transformers", "triune")},
+        "sha256": {name: digest(folder / name) for name in sorted(weight_files(folder))},
         **how,
     }
     return save(tensors, metadata={"golden": json.dumps(page, ensure_ascii=True)})

@@ -5,7 +5,7 @@ its augmentation; `collate` then changes the whole batch at once. Evaluation cal
 loads the model folder gets the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -110,6 +110,10 @@ class ImageClassification(Task):
         self.data = load_images(arguments.data)
         self.fingerprint = self.data.fingerprint
         self.names = self.data.names
+
+    def faults(self) -> Iterator[str]:
+        yield from self.data.train.faults()
+        yield from self.data.validation.faults()
 
     def describe(self) -> list[str]:
         return [self.data.describe()]

@@ -6,6 +6,7 @@ draw them, and IGNORED where a patch is visible.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -96,6 +97,10 @@ class MaskedImageModeling(Task):
         self.augment = Augment.of(arguments.data)
         self.data = load_images(arguments.data)
         self.fingerprint = self.data.fingerprint
+
+    def faults(self) -> Iterator[str]:
+        yield from self.data.train.faults()
+        yield from self.data.validation.faults()
 
     def describe(self) -> list[str]:
         return [self.data.describe()]

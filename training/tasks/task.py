@@ -5,20 +5,20 @@ file of its own and its line in the table `TASKS` of `training/tasks/__init__.py
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from triune.training.arguments import Arguments
 from triune.training.collators import IGNORED
 from triune.training.metrics import Records, Written
-from triune.training.sampling import Plan, permutation
+from triune.training.sampling import Key, Plan, permutation
 
 
 Batch = dict[str, torch.Tensor]
@@ -77,6 +77,19 @@ class Task(ABC):
         if self.arguments.data.group_by_length:
             raise ValueError(f"group_by_length: the samples of {self.name} are of one length")
         return permutation
+
+    def faults(self) -> Iterator[str]:
+        """Every sample that cannot be read, or made into a batch, and why. A stream is not gone through."""
+        held_out = self.evaluation(full=True)
+        sides = {"validation": (len(held_out), held_out.__getitem__)}
+        if not isinstance(self.train, IterableDataset):
+            sides["train"] = (len(self.train), lambda index: self.train[Key(0, index)])
+        for side, (count, sample) in sides.items():
+            for index in range(count):
+                try:
+                    self.collate([sample(index)])
+                except Exception as error:  # whatever the data leads it to
+                    yield f"{side} sample {index}: {type(error).__name__}: {str(error).strip()}"
 
     # -- learning
 
