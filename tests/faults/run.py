@@ -9,8 +9,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import yaml
 
@@ -44,22 +46,37 @@ def state_of_the_tree() -> str:
 
 def run(row: dict, state: str) -> dict:
     begun = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", *row["tests"]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
+        words = ["-q", "-m", "", "-p", "no:cacheprovider", "--junitxml", report.name, *row["tests"]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        found = figures(Path(report.name))
     says = done.stdout.strip().splitlines()[-1].strip("= ") if done.stdout.strip() else done.stderr.strip()[-200:]
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-1000:])
     counts = says.split(" in ")[0]
     seconds = round(time.monotonic() - begun)
-    return {"passed": done.returncode == 0, "says": counts, "seconds": seconds, "commit": state}
+    return {"passed": done.returncode == 0, "says": counts, "figures": found, "seconds": seconds, "commit": state}
+
+
+def figures(report: Path) -> dict[str, float]:
+    """What the tests measured; of one that ran with few and with many cases, the many."""
+    text = report.read_text(encoding="utf-8")
+    entries = ElementTree.fromstring(text).iter("property") if text else ()
+    return {entry.get("name"): float(entry.get("value")) for entry in entries}
+
+
+def said(result: dict) -> str:
+    measured = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in result["figures"].items())
+    return "; ".join(filter(None, (result["says"], measured)))
 
 
 def table(rows: list[dict], found: dict[str, dict]) -> str:
     lines = []
     for row in rows:
         result = found.get(row["id"])
-        came, seconds = (result["says"], result["seconds"]) if result else (row.get("missing", "not run"), "")
+        came, seconds = (said(result), result["seconds"]) if result else (row.get("missing", "not run"), "")
         lines.append(f"| {row['id']} | {row['fault']} | {row['how']} | {came} | {seconds} |")
     passed = sum(result["passed"] for result in found.values())
     return HEAD + "\n".join(lines) + f"\n\n{passed} of {len(rows)} rows passed.\n"

@@ -254,7 +254,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", ["killed", "gone", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_worker_that_gives_nothing(end, text, tmp_path, monkeypatch):
     """The run ends with what to do, in time, and nobody stays."""
     act, says = ENDS[end]

@@ -54,7 +54,7 @@ def start_and_kill(text, folder: Path, flags, after: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [5, 50])
-def test_killed_at_random_moments(kills, text, tmp_path, record_property):
+def test_killed_at_random_moments(kills, text, tmp_path, figures):
     """The end is that of a run left alone, to the bit, and no kill costs more than what was done since the last save:
     one interval, and what is done while it is written."""
     steps = ("--max_steps", str(120 * kills))
@@ -67,5 +67,5 @@ def test_killed_at_random_moments(kills, text, tmp_path, record_property):
     run_job(text, folder, (), *FLAGS, *steps, processes=1)
     run_job(text, tmp_path / "straight", (), *FLAGS, *steps, processes=1)
     assert_same_run(tmp_path / "straight", folder)
-    record_property("result", f"{kills} kills, {in_a_save} of them in a save; redone at most {max(redone)} steps")
+    figures(kills=kills, in_a_save=in_a_save, most_steps_redone=max(redone))
     assert max(redone) <= SAVED_EVERY + 10
