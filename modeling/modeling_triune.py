@@ -134,9 +134,10 @@ def build_lm_head(config: TriuneConfig) -> tuple[nn.Linear, nn.Module, nn.Module
     return decoder, transform, nn.Identity() if cap is None else Softcap(cap)
 
 
-def build_classifier(config: TriuneConfig) -> nn.Module:
+def build_classifier(config: TriuneConfig, size: int) -> nn.Module:
+    """Of vectors of this size."""
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-    sizes = (config.pooled_size, config.num_labels)
+    sizes = (size, config.num_labels)
     return build(CLASSIFIERS, config.classifier, *sizes, activation=config.hidden_act, dropout=dropout)
 
 
@@ -394,7 +395,7 @@ class TriuneForImageClassification(TriunePreTrainedModel):
     def __init__(self, config: TriuneConfig):
         super().__init__(config)
         self.model = TriuneModel(config)
-        self.classifier = build_classifier(config)
+        self.classifier = build_classifier(config, config.pooled_size)
         self.loss_function = classification_loss
         self.post_init()
 
@@ -430,7 +431,7 @@ class TriuneForSequenceClassification(TriunePreTrainedModel):
     def __init__(self, config: TriuneConfig):
         super().__init__(config)
         self.model = TriuneModel(config)
-        self.classifier = build_classifier(config)
+        self.classifier = build_classifier(config, config.pooled_size)
         self.loss_function = classification_loss
         self.post_init()
 
@@ -484,7 +485,7 @@ class TriuneForTokenClassification(TriunePreTrainedModel):
     def __init__(self, config: TriuneConfig):
         super().__init__(config)
         self.model = TriuneModel(config, add_pooling_layer=False)
-        self.classifier = build_classifier(config)
+        self.classifier = build_classifier(config, config.hidden_size)
         self.loss_function = token_loss
         self.post_init()
 

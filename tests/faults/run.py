@@ -47,9 +47,9 @@ def state_of_the_tree() -> str:
 def run(row: dict, state: str) -> dict:
     begun = time.monotonic()
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        words = ["-q", "-m", "", "-p", "no:cacheprovider", "--junitxml", report.name, *row["tests"]]
+        words = ["-q", "-m", "", "-p", "no:cacheprovider", "--junitxml", report.name, "-o", "junit_family=xunit1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", *words]
+        command = [sys.executable, "-m", "pytest", *words, *row["tests"]]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         found = figures(Path(report.name))
     says = done.stdout.strip().splitlines()[-1].strip("= ") if done.stdout.strip() else done.stderr.strip()[-200:]
@@ -68,7 +68,7 @@ def figures(report: Path) -> dict[str, float]:
 
 
 def said(result: dict) -> str:
-    measured = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in result["figures"].items())
+    measured = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in result.get("figures", {}).items())
     return "; ".join(filter(None, (result["says"], measured)))
 
 

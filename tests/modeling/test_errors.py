@@ -214,3 +214,9 @@ def test_unknown_attention_implementation():
     """transformers' own message names the implementation."""
     with says(ValueError, "sdqa"):
         TriuneModel(TriuneConfig(**TEXT, attn_implementation="sdqa"))
+
+
+def test_classes_of_tokens_read_tokens():
+    """Whatever is pooled for others: a vector for each token, as wide as the stack."""
+    config = TriuneConfig(**TEXT, pooling="cls_and_mean", num_labels=3)
+    assert TriuneForTokenClassification(config)(ids(2, 5)).logits.shape == (2, 5, 3)
