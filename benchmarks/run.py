@@ -5,7 +5,7 @@
     python benchmarks/run.py steps --device cuda             # the same on a GPU
     python benchmarks/run.py --quick --busy                  # small models, to see that it runs; nothing is written
     python benchmarks/run.py --check                         # is anything slower than what is committed?
-    python benchmarks/run.py --table                         # the tables of what was measured
+    python benchmarks/run.py --table                         # the tables of what was measured, and its picture
 
 The arms take turns, A B B A, and what counts is the median of the ratios of neighbours, with an interval of 95 % by
 resampling. On a busy machine nothing is measured unless `--busy` says that it should be. `docs/performance.md` shows
@@ -27,7 +27,9 @@ from triune.training.environment import processor, versions
 from triune.training.report import replace
 
 
-RESULTS = Path(__file__).resolve().parent / "results" / "speed.json"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+PICTURE = ROOT / "docs" / "pictures" / "growth.png"
 IDLE = 0.3  # load of the machine, beside ourselves
 SUITES = {
     "steps": steps,
@@ -96,6 +98,7 @@ def main() -> None:
     names = [asked.suite] if asked.suite else list(SUITES)
     if asked.table:
         measured = json.loads(RESULTS.read_text())
+        growth.draw(measured["growth"], PICTURE)
         return print("\n\n".join(SUITES[name].table(measured[name]) for name in names if name in measured))
     for job in asked.jobs:
         if job not in SUITES[asked.suite].JOBS:

@@ -4,6 +4,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,38 @@ def slope(values: list[int], costs: list[float]) -> float:
 
 def key(row: dict[str, Any]) -> tuple:
     return row["job"]
+
+
+NAMES = {"length": "tokens in a row", "hidden_size": "width", "num_hidden_layers": "layers"}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and operations, each in parts of the smallest: where they run side by side, the machine does as many
+    operations a second as before."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(JOBS), figsize=(9, 3.2), constrained_layout=True)
+    measured = {row["job"]: row for row in rows}
+    for panel, (job, name) in zip(panels, NAMES.items()):
+        row = measured[job]
+        for what, label, style in (("operations", "operations", "--"), ("seconds", "time", "o-")):
+            costs = [cost / row[what][0] for cost in row[what]]
+            panel.loglog(
+                row["values"], costs, style, label=label, color="0.5" if style == "--" else "C0", markersize=4
+            )
+        panel.set_xticks(row["values"], [str(value) for value in row["values"]])
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        panel.set_xlabel(name)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("times the smallest")
+    panels[0].legend(frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
