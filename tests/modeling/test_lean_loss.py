@@ -1,8 +1,10 @@
 """The loss without the logits, against the loss of all logits: the same number, the same gradients."""
 
+import disturbed
 import pytest
 import torch
 import torch.nn.functional as F
+from disturbed import output_and_gradients
 
 from triune.configuration import preset, seq2seq_preset
 from triune.modeling import (
@@ -15,8 +17,7 @@ from triune.modeling import (
 from triune.modeling.losses import IGNORED, LinearCrossEntropy
 
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 61}
-SIZES |= {"max_position_embeddings": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SIZES = {**disturbed.SIZES, "num_hidden_layers": 2}
 HEADS = {
     "masked": (TriuneForMaskedLM, preset("bert-base", **SIZES)),
     "both tasks": (TriuneForPreTraining, preset("bert-base", **SIZES)),
@@ -34,25 +35,13 @@ HEADS = {
 
 
 def model_and_batch(name):
-    torch.manual_seed(0)
-    kind, config = HEADS[name]
-    model = kind(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model = disturbed.disturbed(*HEADS[name])
     ids = torch.randint(3, 60, (3, 12))
     labels = torch.where(torch.rand(ids.shape) < 0.4, ids, IGNORED)
     batch = {"input_ids": ids, "labels": labels}
     if name == "both tasks":
         batch["next_sentence_label"] = torch.tensor([0, 1, 1])
-    return model.eval(), batch
-
-
-def of(model, batch, **options):
-    model.zero_grad()
-    output = model(**batch, **options)
-    output.loss.backward()
-    return output, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return model, batch
 
 
 @pytest.mark.parametrize("items", [None, 20], ids=["own count", "given count"])
@@ -63,8 +52,8 @@ def test_equals_the_loss_of_all_logits(name, rows, items, monkeypatch):
     monkeypatch.setattr(losses, "ROWS", rows)
     model, batch = model_and_batch(name)
     given = {} if items is None else {"num_items_in_batch": items}
-    wanted, gradients = of(model, batch, **given)
-    found, own = of(model, batch, loss_only=True, **given)
+    wanted, gradients = output_and_gradients(model, batch, **given)
+    found, own = output_and_gradients(model, batch, loss_only=True, **given)
     torch.testing.assert_close(found.loss, wanted.loss, atol=1e-6, rtol=1e-6)
     assert own.keys() == gradients.keys()
     for key, gradient in gradients.items():
@@ -86,7 +75,7 @@ def test_nothing_to_learn(name):
     model, batch = model_and_batch(name)
     batch["labels"] = torch.full_like(batch["labels"], IGNORED)
     batch.pop("next_sentence_label", None)
-    output, gradients = of(model, batch, loss_only=True)
+    output, gradients = output_and_gradients(model, batch, loss_only=True)
     assert output.loss == 0 and all(not gradient.any() for gradient in gradients.values())
 
 
@@ -117,11 +106,11 @@ def test_gradients_are_derivatives(cap, bias, monkeypatch):
 def test_in_bfloat16_it_is_as_near():
     """Under autocast, against float32: no further away than the loss of all logits is."""
     model, batch = model_and_batch("masked")
-    _, exact = of(model, batch)
+    _, exact = output_and_gradients(model, batch)
     errors = []
     for options in ({}, {"loss_only": True}):
         with torch.autocast("cpu", torch.bfloat16):
-            _, gradients = of(model, batch, **options)
+            _, gradients = output_and_gradients(model, batch, **options)
         errors.append(float(sum((gradients[key] - exact[key]).square().sum() for key in exact)) ** 0.5)
     assert 0 < errors[1] < 1.2 * errors[0]
 

@@ -1,7 +1,9 @@
 """What the loss reads alone, against everything: the same loss, the same gradients, less work."""
 
+import disturbed
 import pytest
 import torch
+from disturbed import output_and_gradients
 
 from triune.configuration import preset, seq2seq_preset
 from triune.modeling import (
@@ -19,8 +21,7 @@ from triune.modeling.residuals import Residual
 from triune.modeling.selection import Selection
 
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 61}
-SIZES |= {"max_position_embeddings": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SIZES = {**disturbed.SIZES, "num_hidden_layers": 3}
 IMAGES = {key: value for key, value in SIZES.items() if key not in ("vocab_size", "max_position_embeddings")}
 MODELS = {
     "masked": (TriuneForMaskedLM, preset("bert-base", **SIZES)),
@@ -48,12 +49,7 @@ OF_TEXTS = ("classes by CLS", "classes by the last", "classes by the mean")
 
 
 def model_and_batch(name, padding):
-    torch.manual_seed(0)
-    kind, config = MODELS[name]
-    model = kind(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model = disturbed.disturbed(*MODELS[name])
     if name == "images":
         return model, {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 1])}
     ids = torch.randint(3, 60, (4, 12))
@@ -71,22 +67,15 @@ def model_and_batch(name, padding):
     return model, batch
 
 
-def of(model, batch, **options):
-    model.zero_grad()
-    output = model(**batch, **options)
-    output.loss.backward()
-    return output.loss, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding", ["right", "left", "none"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_loss_and_gradients(name, padding, attention):
     model, batch = model_and_batch(name, padding)
     model.set_attn_implementation(attention)
-    wanted, gradients = of(model, batch)
-    found, own = of(model, batch, loss_only=True)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    wanted, gradients = output_and_gradients(model, batch)
+    found, own = output_and_gradients(model, batch, loss_only=True)
+    torch.testing.assert_close(found.loss, wanted.loss, atol=1e-6, rtol=1e-6)
     assert own.keys() == gradients.keys()
     for key, gradient in gradients.items():
         torch.testing.assert_close(own[key], gradient, atol=3e-6, rtol=1e-4, msg=key)
@@ -122,25 +111,25 @@ def test_stochastic_depth_is_of_samples(name):
             module.dropout = 0.0 if isinstance(module.dropout, float) else module.dropout
         if isinstance(module, Residual):
             module.drop_path = 0.5
-    found = []
+    both = []
     for options in ({}, {"loss_only": True}):
         torch.manual_seed(3)
-        found.append(of(model, batch, **options))
-    (wanted, gradients), (loss, own) = found
-    torch.testing.assert_close(loss, wanted, atol=1e-6, rtol=1e-6)
+        both.append(output_and_gradients(model, batch, **options))
+    (wanted, gradients), (found, own) = both
+    torch.testing.assert_close(found.loss, wanted.loss, atol=1e-6, rtol=1e-6)
     for key, gradient in gradients.items():
         torch.testing.assert_close(own[key], gradient, atol=3e-6, rtol=1e-4, msg=key)
     torch.manual_seed(4)
-    assert of(model, batch)[0] != wanted
+    assert output_and_gradients(model, batch)[0].loss != wanted.loss
 
 
 @pytest.mark.parametrize("name", ["masked", "causal"])
 def test_with_checkpointing(name):
     model, batch = model_and_batch(name, "right")
-    _, gradients = of(model, batch)
+    _, gradients = output_and_gradients(model, batch)
     model.train()
     model.gradient_checkpointing_enable()
-    _, own = of(model, batch, loss_only=True)
+    _, own = output_and_gradients(model, batch, loss_only=True)
     for key, gradient in gradients.items():
         torch.testing.assert_close(own[key], gradient, atol=3e-6, rtol=1e-4, msg=key)
 
