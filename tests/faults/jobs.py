@@ -22,6 +22,7 @@ SETTINGS = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_I
 class Job(NamedTuple):
     status: int
     seconds: float
+    after: float  # seconds from the first fault to the end of everything
     out: str
     exit: dict  # what the run folder says
 
@@ -52,13 +53,29 @@ def run_job(
         left = [one for one in psutil.process_iter() if of_session(one, process.pid)]
         for one in left:
             one.kill()
-    seconds = time.monotonic() - begun
+    ended, seconds = time.time(), time.monotonic() - begun
     assert not left, f"still there: {[' '.join(one.info.get('cmdline') or []) for one in left]}\n{out}"
     assert not forgotten(), out
     for number in range(len(faults)):
         assert Path(f"{folder}.fault-{number}").exists(), f"the fault did not happen\n{out}"
     page = Path(folder) / "exit.json"
-    return Job(process.returncode, seconds, out, json.loads(page.read_text()) if page.exists() else {})
+    after = ended - Path(f"{folder}.fault-0").stat().st_mtime if faults else seconds
+    return Job(process.returncode, seconds, after, out, json.loads(page.read_text()) if page.exists() else {})
+
+
+def start_with_accelerate(text, folder, *flags) -> subprocess.Popen:
+    """One process below `accelerate launch`, slow enough to be met at work."""
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    words = short_runs.words(text, folder, *flags)
+    fault = {"at": "update", "step": 5, "do": "slow"}
+    return subprocess.Popen(
+        [sys.executable, *launch, *plain, DRIVER, json.dumps([fault]), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, **SETTINGS},
+    )
 
 
 def forgotten() -> list[str]:

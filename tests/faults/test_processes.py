@@ -2,11 +2,15 @@
 the next start goes on as if nothing had been."""
 
 import json
+import os
 import signal
+import time
 from functools import cache
+from pathlib import Path
 
+import psutil
 import pytest
-from jobs import INT, TERM, run_job
+from jobs import INT, TERM, run_job, start_with_accelerate
 from short_runs import assert_same_run, curve
 
 
@@ -39,31 +43,34 @@ def last_step(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_mistake_in_one_process(rank, text, straight, tmp_path):
+def test_a_mistake_in_one_process(rank, text, straight, tmp_path, figures):
     fault = {"at": "update", "step": 5, "rank": rank, "do": "raise"}
     job = run_job(text, tmp_path / "run", [fault])
     assert job.status == 1 and job.seconds < 40, job.out
     assert job.exit["status"] == 1 and job.exit["reason"] == "RuntimeError: a mistake of ours"
     told = [job.out.find(words) for words in ("a mistake of ours", "another process has ended")]
     assert told[0] >= 0 and (told[1] < 0 or told[0] < told[1]), job.out
+    figures(**{f"seconds_until_all_is_gone_rank_{rank}": job.after})
     goes_on(text, tmp_path / "run", straight)
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_is_killed(rank, text, straight, tmp_path):
+def test_a_process_that_is_killed(rank, text, straight, tmp_path, figures):
     job = run_job(text, tmp_path / "run", [{"at": "update", "step": 5, "rank": rank, "do": "kill"}])
     assert job.status == 1 and job.seconds < 40, job.out
+    figures(**{f"seconds_until_all_is_gone_rank_{rank}": job.after})
     goes_on(text, tmp_path / "run", straight)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_hangs(rank, text, straight, tmp_path):
+def test_a_process_that_hangs(rank, text, straight, tmp_path, figures):
     """Stopped: the others give up after ddp_timeout; what is stopped is killed by the launcher 30 seconds later."""
     fault = {"at": "update", "step": 5, "rank": rank, "do": "stop"}
     job = run_job(text, tmp_path / "run", [fault], "--ddp_timeout", "5")
     assert job.status == 1 and job.seconds < 70, job.out
     assert "another process has ended or does not answer" in job.out
+    figures(**{f"seconds_until_all_is_gone_rank_{rank}": job.after})
     goes_on(text, tmp_path / "run", straight)
 
 
@@ -97,12 +104,13 @@ SIGNALS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", SIGNALS)
-def test_one_is_asked_to_stop(where, text, straight, tmp_path):
+def test_one_is_asked_to_stop(where, text, straight, tmp_path, figures):
     """All of them stop at the same step, which is saved; the rest is that of a run left alone."""
     fault, step = SIGNALS[where]
     job = run_job(text, tmp_path / "run", [fault], "--dataloader_num_workers", "1")
     assert job.exit["status"] == 75 and "interrupted" in job.exit["reason"], job.out
     assert last_step(tmp_path / "run") == step and job.seconds < 40
+    figures(**{f"seconds_until_all_is_gone_in_{where}": job.after})
     goes_on(text, tmp_path / "run", straight)
 
 
@@ -195,3 +203,22 @@ def test_nobody_at_the_address(text, tmp_path):
     alone = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     job = run_job(text, tmp_path / "run", (), "--ddp_timeout", "5", processes=1, env=alone)
     assert job.status == 1 and job.seconds < 40 and "error in process 1" in job.out, job.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["launcher", "group"])
+def test_what_accelerate_launch_hands_on(whom, text, straight, tmp_path):
+    """With one process: a signal to the launcher ends the launcher, and the training stays; one to the group reaches
+    the training, which saves."""
+    process = start_with_accelerate(text, tmp_path / "run")
+    while not Path(f"{tmp_path / 'run'}.fault-0").exists():
+        time.sleep(0.05)
+    (training,) = psutil.Process(process.pid).children()
+    process.send_signal(TERM) if whom == "launcher" else os.killpg(process.pid, TERM)
+    process.wait(20)
+    if whom == "launcher":
+        assert training.is_running()
+        training.send_signal(TERM)
+    psutil.wait_procs([training], timeout=30)
+    assert json.loads((tmp_path / "run/exit.json").read_text())["status"] == 75
+    goes_on(text, tmp_path / "run", straight, processes=1)
