@@ -1,6 +1,7 @@
 """A race to a loss: nanoGPT's public configuration for a processor, and the best recipe of as many parameters.
 
     python benchmarks/race.py text.txt [--seeds 0 1 2] [--name shakespeare]
+    python benchmarks/race.py --table
 
 The first 90 % of the text are trained on, the last 10 % are held out, as nanoGPT does it. Both recipes
 (`benchmarks/race/*.yaml`) run by turns on this machine; time is that of training, without evaluations. What counts is
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from suites.measuring import markdown
 
 from triune.training.environment import processor
 from triune.training.report import replace
@@ -89,19 +93,41 @@ def race(text: str, seeds: list[int]) -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, dict]) -> str:
+    """Of each text, medians over the seeds, with the lowest and the highest."""
+    rows = []
+    for name, result in found.items():
+        pairs = list(zip(result["runs"]["nanogpt"], result["runs"]["best"]))
+        goal, held = [spread([one["curve"][-1][1] for one in pair], "{:.3f}") for pair in zip(*pairs)]
+        shares = [math.inf if share is None else share for share in result["share_of_time"]]
+        seconds = [spread([one["seconds"] for one in pair], "{:.0f}") for pair in zip(*pairs)]
+        cells = [f"{name}, {result['characters']:,} characters", goal, seconds[0], spread(shares, "{:.2f}", bold=True)]
+        rows.append([*cells, spread(result["at_equal_time"], "{:.3f}"), f"{held} after {seconds[1]} s"])
+    head = ["text", "loss of nanoGPT's recipe", "seconds", "share of them until ours is there"]
+    return markdown([*head, "our loss after as many", "ours at its end"], rows)
+
+
+def spread(values: list[float], form: str, bold: bool = False) -> str:
+    middle = form.format(statistics.median(values))
+    return f"{f'**{middle}**' if bold else middle} ({form.format(min(values))} to {form.format(max(values))})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", type=Path)
+    parser.add_argument("text", type=Path, nargs="?")
+    parser.add_argument("--table", action="store_true", help="race nothing, show what was measured")
     parser.add_argument("--name", help="of the text, in the results; default: its file's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked = parser.parse_args()
+    if asked.table:
+        return print(table(json.loads(RESULTS.read_text())))
     result = race(asked.text.read_text(encoding="utf-8"), asked.seeds)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     replace(RESULTS, json.dumps(kept | {asked.name or asked.text.stem: result}, indent=1) + "\n")
     for name, runs in result["runs"].items():
         loss, seconds = (statistics.median(one[what] for one in runs) for what in ("final", "seconds"))
         print(f"{name}: {loss:.3f} after {seconds:.0f} s")
-    print("share of the time to the same loss:", result["share_of_time"])
+    return print("share of the time to the same loss:", result["share_of_time"])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python benchmarks/run.py steps --device cuda             # the same on a GPU
     python benchmarks/run.py --quick --busy                  # small models, to see that it runs; nothing is written
     python benchmarks/run.py --check                         # is anything slower than what is committed?
-    python benchmarks/run.py --table                         # the tables of what was measured, and its picture
+    python benchmarks/run.py --table                         # the tables of what was measured
+    python benchmarks/run.py growth --table                  # one of them; of growth also its picture
 
 The arms take turns, A B B A, and what counts is the median of the ratios of neighbours, with an interval of 95 % by
 resampling. On a busy machine nothing is measured unless `--busy` says that it should be. `docs/performance.md` shows
@@ -98,7 +99,8 @@ def main() -> None:
     names = [asked.suite] if asked.suite else list(SUITES)
     if asked.table:
         measured = json.loads(RESULTS.read_text())
-        growth.draw(measured["growth"], PICTURE)
+        if asked.suite == "growth":
+            growth.draw(measured["growth"], PICTURE)
         return print("\n\n".join(SUITES[name].table(measured[name]) for name in names if name in measured))
     for job in asked.jobs:
         if job not in SUITES[asked.suite].JOBS:

@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from script_loading import load_script
+from short_runs import write_text
+
+from triune.modeling import TriuneForCausalLM
+from triune.training import building
+from triune.training.arguments import parse
+from triune.training.run import make_task
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +47,26 @@ def test_the_page_shows_what_was_measured(script, capsys):
     assert len(tables) == len(MEASURED)
     for table in tables:
         assert table in page
+
+
+def test_the_page_shows_the_race(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    monkeypatch.setattr(sys, "argv", ["race.py", "--table"])
+    load_script("benchmarks/race.py").main()
+    assert capsys.readouterr().out.strip() in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["nanogpt", "best"])
+def test_the_recipes_of_the_race_are_runs(name, tmp_path):
+    """Their flags are known; they have as many parameters as nanoGPT's has without its vocabulary."""
+    recipe = ROOT / "benchmarks" / "race" / f"{name}.yaml"
+    arguments = parse([str(recipe), "--train_file", str(write_text(tmp_path))])
+    building.check_choices(arguments.training)
+    config = building.build_config(arguments, make_task(arguments))
+    with torch.device("meta"):
+        model = TriuneForCausalLM(config)
+    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    assert layers == pytest.approx(12 * 4 * 128**2, rel=0.01)
 
 
 def test_rows_are_no_void():
