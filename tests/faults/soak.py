@@ -53,15 +53,22 @@ def command(folder: Path) -> list[str]:
 
 
 def taken(process: psutil.Process) -> dict[str, float]:
-    """By the process and its children; memory that they share counts once."""
+    """By the process and its children."""
     tree = [process, *process.children(recursive=True)]
     return {
-        "memory": sum(one.memory_full_info().uss for one in tree),
+        "memory": sum(own_memory(one.pid) for one in tree),
         "files": process.num_fds(),
         "threads": process.num_threads(),
         "processes": len(tree),
         "processor": sum(process.cpu_times()[:2]),
     }
+
+
+def own_memory(pid: int) -> int:
+    """What a process holds that no file does, its share of what it has in common with others: a library counts as its
+    own or not as other programs come and go."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
 def leg(words: list[str], seconds: float, end: signal.Signals, begun: float, metrics: Path) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def leg(words: list[str], seconds: float, end: signal.Signals, begun: float, met
         step = last_step(metrics)
         try:
             seen.append({"at": time.monotonic() - begun, "step": step, **taken(process)})
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
     child.send_signal(end)
     status = child.wait(60)
