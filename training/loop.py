@@ -134,9 +134,8 @@ class Loop:
         settings, progress = self.settings, self.progress
         rank, workers = self.accelerator.process_index, self.arguments.data.dataloader_num_workers
         place = (progress.step, settings.max_steps, rank)
-        with closing(
-            training_steps(self.task, self.plan, settings.seed, *place, workers, self.settings.ddp_timeout)
-        ) as steps:
+        steps = training_steps(self.task, self.plan, settings.seed, *place, workers, settings.ddp_timeout)
+        with closing(steps):
             return self.walk(steps)
 
     def walk(self, steps: Iterator[list[Batch]]) -> str:
@@ -308,8 +307,9 @@ class Loop:
         if show:
             self.console.evaluation(line, self.baselines, preview, best=not full and self.is_better(metrics))
         if show and progress.step:
-            for warning in (collapsed(found), diverged(progress.first.get("loss"), metrics["loss"])):
-                self.console.warning(warning) if warning else None
+            warnings = (collapsed(found), diverged(progress.first.get("loss"), metrics["loss"]))
+            for warning in filter(None, warnings):
+                self.console.warning(warning)
         return metrics
 
     def is_better(self, metrics: dict[str, float]) -> bool:

@@ -7,7 +7,8 @@
 What it holds: `inputs.*` as the model takes them; `outputs.logits` (of a backbone: `outputs.last_hidden_state`) in
 float32; `outputs.columns`, the entries of the last axis that are kept; `outputs.real`, where an output counts, which
 is not at padding; for images `raw.images`, the picture before the processor. What else there is to say is JSON in the
-header, under one name: safetensors writes several in an order that changes, and the same model would be another file.
+header, the SHA-256 of the weights among it, under one name: safetensors writes several in an order that changes, and
+the same model would be another file.
 
 Notable: the inputs are fixed, so nothing of the training data travels: two sentences, the second one padded, or two
 pairs where the model has segments; a drawn picture, neither square nor of the model's size; a target by a formula for
