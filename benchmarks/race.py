@@ -5,8 +5,9 @@
 
 The first 90 % of the text are trained on, the last 10 % are held out, as nanoGPT does it. Both recipes
 (`benchmarks/race/*.yaml`) run by turns on this machine; time is that of training, without evaluations. What counts is
-the time at which the held-out loss is what the first recipe ends with, and the loss after as much time. Written into
-`benchmarks/results/race.json`, with the hash of the text, which is not part of this repository.
+the time at which the held-out loss is what the first recipe ends with; and the loss after as much time, by a run of the
+second one with as many more steps. Written into `benchmarks/results/race.json`, with the hash of the text, which is not
+part of this repository.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from triune.training.report import replace
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "race.json"
 RECIPES = {name: ROOT / "benchmarks" / "race" / f"{name}.yaml" for name in ("nanogpt", "best")}
+LONGER = "best, for as long"
 
 
 def split(text: str, folder: Path) -> list[str]:
@@ -44,10 +46,11 @@ def split(text: str, folder: Path) -> list[str]:
     return flags
 
 
-def run(name: str, seed: int, flags: list[str], folder: Path) -> dict[str, Any]:
+def run(name: str, seed: int, flags: list[str], folder: Path, steps: int | None = None) -> dict[str, Any]:
     """Its curve, (seconds of training, loss on some of the held-out rows), and at the end the loss on all of them."""
-    place = folder / f"{name}-{seed}"
+    place = folder / f"{name}-{seed}-{steps}"
     words = [str(RECIPES[name]), *flags, "--seed", str(seed), "--output_dir", str(place)]
+    words += ["--max_steps", str(steps)] if steps else []
     command = [sys.executable, "scripts/train.py", *words, "--resume_from_checkpoint", "no"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
@@ -57,7 +60,8 @@ def run(name: str, seed: int, flags: list[str], folder: Path) -> dict[str, Any]:
     evaluations = [record for record in records if record["kind"] == "eval"]
     curve = [(record["seconds"], record["loss"]) for record in evaluations if not record["full"]]
     page = json.loads((place / "environment.json").read_text())
-    return {"curve": curve, "final": evaluations[-1]["loss"], "seconds": curve[-1][0], "kernels": page["kernels"]}
+    ended = {"final": evaluations[-1]["loss"], "seconds": curve[-1][0], "steps": evaluations[-1]["step"]}
+    return {"curve": curve, **ended, "kernels": page["kernels"]}
 
 
 def reached(curve: list[tuple[float, float]], loss: float) -> float | None:
@@ -68,19 +72,18 @@ def reached(curve: list[tuple[float, float]], loss: float) -> float | None:
     return None
 
 
-def at(curve: list[tuple[float, float]], seconds: float) -> float:
-    """The last loss up to a time."""
-    return [loss for time, loss in curve if time <= seconds][-1]
-
-
 def race(text: str, seeds: list[int]) -> dict[str, Any]:
-    found: dict[str, list[dict]] = {name: [] for name in RECIPES}
+    found: dict[str, list[dict]] = {name: [] for name in (*RECIPES, LONGER)}
     with tempfile.TemporaryDirectory() as folder:
         flags = split(text, Path(folder))
         for place, seed in enumerate(seeds):
             for name in RECIPES if place % 2 == 0 else reversed(RECIPES):
                 found[name].append(run(name, seed, flags, Path(folder)))
                 print(f"{name}, seed {seed}: {found[name][-1]['final']}", flush=True)
+            theirs, ours = found["nanogpt"][-1], found["best"][-1]
+            steps = round(ours["steps"] * theirs["seconds"] / ours["seconds"])
+            found[LONGER].append(run("best", seed, flags, Path(folder), steps))
+            print(f"{LONGER}, seed {seed}: {found[LONGER][-1]['final']}", flush=True)
     pairs = list(zip(found["nanogpt"], found["best"]))
     times = [reached(ours["curve"], theirs["curve"][-1][1]) for theirs, ours in pairs]
     return {
@@ -88,7 +91,6 @@ def race(text: str, seeds: list[int]) -> dict[str, Any]:
         "characters": len(text),
         "runs": found,
         "share_of_time": [None if one is None else one / theirs["seconds"] for one, (theirs, _) in zip(times, pairs)],
-        "at_equal_time": [at(ours["curve"], theirs["seconds"]) for theirs, ours in pairs],
         "machine": processor(),
     }
 
@@ -97,17 +99,20 @@ def table(found: dict[str, dict]) -> str:
     """Of each text, medians over the seeds, with the lowest and the highest."""
     rows = []
     for name, result in found.items():
-        pairs = list(zip(result["runs"]["nanogpt"], result["runs"]["best"]))
-        goal, held = [spread([one["curve"][-1][1] for one in pair], "{:.3f}") for pair in zip(*pairs)]
         shares = [math.inf if share is None else share for share in result["share_of_time"]]
-        seconds = [spread([one["seconds"] for one in pair], "{:.0f}") for pair in zip(*pairs)]
-        cells = [f"{name}, {result['characters']:,} characters", goal, seconds[0], spread(shares, "{:.2f}", bold=True)]
-        rows.append([*cells, spread(result["at_equal_time"], "{:.3f}"), f"{held} after {seconds[1]} s"])
-    head = ["text", "loss of nanoGPT's recipe", "seconds", "share of them until ours is there"]
-    return markdown([*head, "our loss after as many", "ours at its end"], rows)
+        cells = [f"{name}, {result['characters']:,} characters", spread(shares, "{:.2f}", bold=True)]
+        for runs in (result["runs"].get(arm, []) for arm in (*RECIPES, LONGER)):
+            cells.append(spread([one["curve"][-1][1] for one in runs], "{:.3f}"))
+            cells.append(spread([one["seconds"] for one in runs], "{:.0f}"))
+        rows.append(cells)
+    head = ["text", "share of its time until ours is where nanoGPT's recipe ends"]
+    ends = ["loss of nanoGPT's recipe", "seconds", "of ours", "seconds", "of ours for as long", "seconds"]
+    return markdown([*head, *ends], rows)
 
 
 def spread(values: list[float], form: str, bold: bool = False) -> str:
+    if not values:
+        return "not run"
     middle = form.format(statistics.median(values))
     return f"{f'**{middle}**' if bold else middle} ({form.format(min(values))} to {form.format(max(values))})"
 
