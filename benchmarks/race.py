@@ -5,9 +5,9 @@
 
 The first 90 % of the text are trained on, the last 10 % are held out, as nanoGPT does it. Both recipes
 (`benchmarks/race/*.yaml`) run by turns on this machine; time is that of training, without evaluations. What counts is
-the time at which the held-out loss is what the first recipe ends with; and the loss after as much time, by a run of the
-second one with as many more steps. Written into `benchmarks/results/race.json`, with the hash of the text, which is not
-part of this repository.
+the time at which the held-out loss is what the first recipe ends with; and the loss after as much time, by a run of
+the second one with as many more steps. Written into `benchmarks/results/race.json`, with the hash of the text, which
+is not part of this repository.
 """
 
 import argparse

@@ -274,6 +274,7 @@ def test_a_worker_that_gives_nothing(end, text, tmp_path, monkeypatch):
     assert psutil.wait_procs(workers, timeout=GRACE + 5)[1] == []
 
 
+@pytest.mark.slow
 def test_tokenizers_and_workers(text, tmp_path):
     """Rust's threads and a fork: no deadlock, and nobody is told about an environment variable."""
     job = run_job(text, tmp_path / "run", (), "--dataloader_num_workers", "2", processes=1)
@@ -321,6 +322,7 @@ def test_text_is_verified(text, tmp_path, capsys, monkeypatch):
     assert "validation sample 2: IndexError: no such token" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_enormous_line(tmp_path):
     """5 million characters without a break, with NUL in it: rows like any others, and nothing grows beyond measure."""
     file = tmp_path / "line.txt"
