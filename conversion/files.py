@@ -125,9 +125,10 @@ def mapped(path: Path, stack: ExitStack) -> dict[str, Any]:
 
 def unpickled(path: Path) -> dict[str, torch.Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # written before files could be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written before files could be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises whatever the bytes lead it to
         raise ValueError(f"it holds more than tensors, or is damaged: {str(error).splitlines()[0]}") from error
     for name in WRAPPERS:
